@@ -1,0 +1,39 @@
+"""PPO on language models, on the ordinary `transformers.Trainer`.
+
+The public names are loaded on first use, so that `import hfrlhf` costs nothing and prints nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module it lives in
+_HOMES = {
+    "ALGORITHMS": "hfrlhf.algorithms",
+    "Experience": "hfrlhf.experience",
+    "PPOConfig": "hfrlhf.trainers.configs",
+    "PPOTrainer": "hfrlhf.trainers.ppo_trainer",
+    "PolicyGradientConfig": "hfrlhf.trainers.configs",
+    "PolicyGradientTrainer": "hfrlhf.trainers.policy_gradient_trainer",
+    "RewardConfig": "hfrlhf.trainers.configs",
+    "RewardTrainer": "hfrlhf.trainers.reward_trainer",
+    "Rollout": "hfrlhf.experience",
+    "load_reward_model": "hfrlhf.models.reward_model",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hfrlhf' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # found directly from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
