@@ -1,0 +1,143 @@
+"""What each token's log-probability is weighted with: the Ψ of the policy gradient.
+
+Ψ carries no gradient and is 0 at padding. Where there is a critic, its regression target is Ψ + V, with Ψ before
+whitening: the TD target, the n-step return, the λ-return or the reward-to-go, according to the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hfrlhf.core import baselines
+from hfrlhf.core.masking import at_least_float32, masked
+from hfrlhf.core.returns import discounted_sum, n_step_return, reward_to_go, shifted, total_return
+
+
+def td_error(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, bootstrap_values: Tensor | None = None
+) -> Tensor:
+    """How much better a step went than the critic expected.
+
+        δ_t = r_t + γ·V(s_{t+1}) − V(s_t),  V(s_{n+1}) = bootstrap                                     (SPEC §4.1)
+
+    Shapes: rewards, values, mask [B,A], bootstrap_values [B] (0 where terminated) or None for 0 -> [B,A], 0 at padding.
+    """
+    rewards, values = at_least_float32(rewards), at_least_float32(values)
+    return masked(rewards + gamma * shifted(values, mask, bootstrap_values) - values, mask)
+
+
+def k_step(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, k: int, bootstrap_values: Tensor | None = None
+) -> Tensor:
+    """The advantage over k steps, after which the critic takes over.
+
+        A_t^{(k)} = Σ_{l=0}^{k−1} γ^l·δ_{t+l}  =  n-step return − V(s_t)                               (SPEC §4.2)
+
+    Shapes: as `td_error`.
+
+    Raises:
+        ValueError: k is not positive.
+    """
+    target = n_step_return(rewards, values, mask, gamma, k, bootstrap_values)
+    return masked(target - at_least_float32(values), mask)
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap_values: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantage estimation (Schulman 2015): all k-step advantages, weighted geometrically.
+
+        A_t = δ_t + γλ·A_{t+1}  =  Σ_l (γλ)^l·δ_{t+l}                                                  (SPEC §4.3)
+
+    Shapes: as `td_error`; the recursion restarts at each episode's own end.
+    """
+    return discounted_sum(td_error(rewards, values, mask, gamma, bootstrap_values), mask, gamma * gae_lambda)
+
+
+@dataclass(frozen=True)
+class PsiOptions:
+    """The numbers that a row of `PSI` may read; each row takes what it needs.
+
+    `gamma` discount, `gae_lambda` weight of longer GAE sums, `n_step` length of n-step sums, `group_size` responses per
+    prompt, `bootstrap_values` [B] the value of the state after the last token (0 where terminated), None for 0.
+    """
+
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    n_step: int = 1
+    group_size: int = 1
+    bootstrap_values: Tensor | None = None
+
+
+Psi = Callable[[Tensor, Tensor, Tensor, PsiOptions], Tensor]
+
+
+def _total_return(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return _per_token(total_return(rewards, mask, options.gamma), mask)
+
+
+def _constant_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    total = total_return(rewards, mask, options.gamma)
+    return _per_token(total - baselines.constant(total), mask)
+
+
+def _reward_to_go(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return reward_to_go(rewards, mask, options.gamma)
+
+
+def _time_dependent_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    to_go = reward_to_go(rewards, mask, options.gamma)
+    return masked(to_go - baselines.time_dependent(to_go, mask), mask)
+
+
+def _leave_one_out(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    baseline = baselines.leave_one_out(total_return(rewards, mask, options.gamma), options.group_size)
+    return masked(reward_to_go(rewards, mask, options.gamma) - baseline.unsqueeze(-1), mask)
+
+
+def _group_normalised(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return _per_token(baselines.group_normalised(total_return(rewards, mask, options.gamma), options.group_size), mask)
+
+
+def _value_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return masked(reward_to_go(rewards, mask, options.gamma) - at_least_float32(values), mask)
+
+
+def _td_error(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return td_error(rewards, values, mask, options.gamma, options.bootstrap_values)
+
+
+def _n_step(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return k_step(rewards, values, mask, options.gamma, options.n_step, options.bootstrap_values)
+
+
+def _gae(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    return gae(rewards, values, mask, options.gamma, options.gae_lambda, options.bootstrap_values)
+
+
+def _per_token(per_sequence: Tensor, mask: Tensor) -> Tensor:
+    """[B] written on every valid token [B,A]."""
+    return masked(per_sequence.unsqueeze(-1).expand(mask.shape), mask)
+
+
+# PSI[name](rewards, values, mask, options) -> [B,A]; the names are the rows of SPEC §5.
+PSI: dict[str, Psi] = {
+    "total_return": _total_return,
+    "constant_baseline": _constant_baseline,
+    "reward_to_go": _reward_to_go,
+    "time_dependent_baseline": _time_dependent_baseline,
+    "leave_one_out": _leave_one_out,
+    "group_normalised": _group_normalised,
+    "value_baseline": _value_baseline,
+    "td_error": _td_error,
+    "n_step": _n_step,
+    "gae": _gae,
+}

@@ -1,0 +1,73 @@
+"""Losses of the critic, per token; the caller sums them over the valid tokens and divides once (SPEC §6.9)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hfrlhf.core.masking import at_least_float32, masked_mean
+
+
+def squared_error(values: Tensor, returns: Tensor) -> Tensor:
+    """Half the squared distance from the regression target.
+
+        L_t = ½·(V_t − R_t)²                                                                           (SPEC §6.5)
+
+    Shapes: values, returns [B,A] -> [B,A], squared reward units. No gradient flows into the target.
+    """
+    return (at_least_float32(values) - returns.detach()).square() / 2
+
+
+def clipped_squared_error(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """The larger of the losses of the value and of the value held near the one at sampling time.
+
+        L_t = ½·max((V_t − R_t)², (clip(V_t, V_old ± ε_v) − R_t)²)                                     (SPEC §6.5)
+
+    Shapes: values, old_values, returns [B,A] -> [B,A]. ε_v is in reward units: too small a range stalls the critic.
+
+    Raises:
+        ValueError: a range that is not positive.
+    """
+    held = _held_near(values, old_values, clip_range)
+    return torch.maximum(squared_error(values, returns), squared_error(held, returns))
+
+
+def value_clip_fraction(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """Where the clip of `clipped_squared_error` decides the loss (and the gradient is 0); its mean is the metric.
+
+        |V_t − V_old| > ε_v and (clip(V_t, V_old ± ε_v) − R_t)² > (V_t − R_t)²                         (SPEC §6.5)
+
+    Shapes: values, old_values, returns [B,A] -> [B,A] bool.
+
+    Raises:
+        ValueError: a range that is not positive.
+    """
+    held = _held_near(values, old_values, clip_range)
+    is_outside = (values - old_values).abs() > clip_range
+    return is_outside & (squared_error(held, returns) > squared_error(values, returns))
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """How much of the spread of the returns the critic predicts: 1 all, 0 no more than their mean would, below 0 less.
+
+        1 − Var(R − V) / Var(R), over the valid tokens
+
+    Shapes: values, returns, mask [B,A] -> []; 0 where the returns do not vary.
+    """
+    error = at_least_float32(returns) - at_least_float32(values)
+    spread = _variance(returns, mask)
+    explained = 1 - _variance(error, mask) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    return torch.where(spread > 0, explained, torch.zeros_like(spread))
+
+
+def _held_near(values: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
+    """clip(V, V_old − ε_v, V_old + ε_v)."""
+    if clip_range <= 0:
+        raise ValueError(f"clip_range_value must be positive (None switches value clipping off), got {clip_range}")
+    old_values = at_least_float32(old_values).detach()
+    return at_least_float32(values).clamp(old_values - clip_range, old_values + clip_range)
+
+
+def _variance(x: Tensor, mask: Tensor) -> Tensor:
+    """The population variance over the valid positions."""
+    return masked_mean((at_least_float32(x) - masked_mean(x, mask)).square(), mask)
