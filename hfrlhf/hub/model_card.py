@@ -1,0 +1,214 @@
+"""Facts about a training run in, the README.md of its model out.
+
+The card opens with YAML metadata that the Hub accepts and tells a reader what the model is, how to use it, what it says
+before and after, how good it is, and how to make it again. All text that comes from outside (names, samples, values,
+remarks) is escaped, so that a sampled `|` or `<script>` stays a sample.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+MAX_CELL = 500  # characters of a table cell; a longer sample is cut and ends in an ellipsis
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that decide a run's result, as installed here; missing ones are left out."""
+    found = {}
+    for name in ("hfrlhf", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says; only `model_name` and `task` are needed.
+
+    `model_name` is the Hub name or folder to load from, `task` the Hub's pipeline tag ("text-generation",
+    "text-classification"), `library` "transformers" or "peft". `samples` are rows of one table, keys as headings.
+    `figures` are pictures that lie beside the card. A base model or dataset given as a local path is named in the text
+    by its last part only and left out of the metadata, which holds Hub names alone.
+    """
+
+    model_name: str
+    task: str
+    method: str = "PPO"
+    library: str = "transformers"
+    base_model: str | None = None
+    datasets: Sequence[str] = ()
+    license: str | None = None
+    tags: Sequence[str] = ()
+    remarks: str = ""
+    samples: Sequence[Mapping[str, Any]] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    figures: Sequence[str] = ()
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+
+def write_model_card(folder: str | Path, facts: CardFacts) -> Path:
+    """Write the card as `folder/README.md` (made where missing, replaced where present) and return its path."""
+    path = Path(folder) / "README.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(model_card(facts), encoding="utf-8", newline="\n")
+    return path
+
+
+def model_card(facts: CardFacts) -> str:
+    """The text of the card: YAML front matter, then Markdown."""
+    sections = [
+        f"# {escape(_last_part(facts.model_name))}",
+        _summary(facts),
+        "\n\n".join(escape(paragraph) for paragraph in re.split(r"\n\s*\n", facts.remarks.strip())),
+        _section("Use", _usage(facts)),
+        _section("Samples", _table(_headings(facts.samples), [list(row.values()) for row in _filled(facts.samples)])),
+        _section("Results", _table(["metric", "value"], facts.metrics.items())),
+        "\n\n".join(f"![{escape(Path(name).stem)}]({_link(name)})" for name in facts.figures),
+        _section("Training", _code("bash", facts.command or "")),
+        _section("Hyper-parameters", _table(["name", "value"], facts.hyperparameters.items())),
+        _section("Versions", _table(["library", "version"], facts.versions.items())),
+    ]
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` can be a model or dataset on the Hub: `name` or `owner/name`, and no such path exists here."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def escape(text: Any) -> str:
+    """The text on one line, with nothing in it that Markdown, HTML or a table would read as markup."""
+    line = html.escape(_one_line(str(text)), quote=False)
+    # An underscore inside a word is plain text already, and `learning_rate` should stay readable in the source.
+    line = re.sub(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+    return re.sub(r"^([-+=]|\d+(?=[.)]))", _first_character, line)
+
+
+def _one_line(text: str) -> str:
+    """The text with every break (also Unicode's) as a space and every control character made visible."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+def _first_character(match: re.Match[str]) -> str:
+    """At the start of a paragraph `-`, `+`, `=` and `1.` would begin a list or a heading."""
+    return f"&#{ord(match[0][0])};{match[0][1:]}"
+
+
+def _metadata(facts: CardFacts) -> ModelCardData:
+    """The card's YAML; what is unknown, local or not finite is left out, for the Hub refuses it."""
+    datasets = [name for name in facts.datasets if is_hub_name(name)]
+    finite = {name: float(value) for name, value in facts.metrics.items() if math.isfinite(value)}
+    results = [
+        EvalResult(facts.task, dataset, dataset, metric_type=name, metric_value=value)
+        for dataset in datasets[:1]
+        for name, value in finite.items()
+    ]
+    return ModelCardData(
+        base_model=facts.base_model if facts.base_model and is_hub_name(facts.base_model) else None,
+        datasets=datasets or None,
+        eval_results=results or None,
+        library_name=facts.library,
+        license=_one_line(facts.license) if facts.license else None,
+        model_name=_one_line(_last_part(facts.model_name)) if results else None,
+        pipeline_tag=facts.task,
+        tags=sorted({"hfrlhf", *(_one_line(tag) for tag in (facts.method.lower(), *facts.tags))}),
+    )
+
+
+def _summary(facts: CardFacts) -> str:
+    origin = f", starting from {_reference(facts.base_model, '')}" if facts.base_model else ""
+    data = f", on {', '.join(_reference(name, 'datasets/') for name in facts.datasets)}" if facts.datasets else ""
+    return f"Trained with {escape(facts.method)}{origin}{data}, using hfrlhf on the transformers `Trainer`."
+
+
+def _reference(name: str, prefix: str) -> str:
+    if is_hub_name(name):
+        return f"[{escape(name)}](https://huggingface.co/{prefix}{name})"
+    return f"{escape(_last_part(name))} (local)"
+
+
+# How a model of each kind is loaded: three lines that work with the stock libraries.
+_USAGE = {
+    ("text-generation", "transformers"): """\
+from transformers import pipeline
+generate = pipeline("text-generation", model={name})
+print(generate("Once upon a time", max_new_tokens=64)[0]["generated_text"])""",
+    ("text-generation", "peft"): """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
+output = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=64)
+print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+    ("text-classification", "transformers"): """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model, tokenizer = AutoModelForSequenceClassification.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
+logits = model(**tokenizer("A prompt and its response" + tokenizer.eos_token, return_tensors="pt")).logits
+print(logits.item() - getattr(model.config, "reward_shift", 0.0))  # the score; 0 is that of a reference response""",
+}
+
+
+def _usage(facts: CardFacts) -> str:
+    template = _USAGE.get((facts.task, facts.library), "")
+    return _code("python", template.format(name=repr(facts.model_name)))
+
+
+def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with every heading present, in one order."""
+    return [{key: row.get(key, "") for key in _headings(rows)} for row in rows]
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [[_cell(value) for value in row] for row in rows]
+    if not lines:
+        return ""
+    lines = [[_cell(heading) for heading in headings], ["---"] * len(headings), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value).strip()
+    text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+    return "<br>".join(escape(line) for line in text.splitlines())
+
+
+def _code(language: str, text: str) -> str:
+    """A fenced block whose fence is longer than any run of backticks inside."""
+    if not text:
+        return ""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+
+
+def _link(name: str) -> str:
+    """A file name as a link target: percent-encoded, so that it cannot end the link."""
+    return "".join(c if c.isalnum() or c in "-._/" else "".join(f"%{b:02X}" for b in c.encode()) for c in name)
