@@ -1,0 +1,86 @@
+"""Settings of the reward trainer: what `TrainingArguments` has, and four fields more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+# Fields of TrainingArguments that mean nothing here: (the only value that is accepted, what to do instead).
+REFUSED = {
+    "label_smoothing_factor": (0.0, "it smooths class labels; the smoothing of preferences is `label_smoothing`"),
+    "batch_eval_metrics": (False, "the score distribution needs all pairs at once; leave it off"),
+    "prediction_loss_only": (False, "the metrics need the scores; leave it off"),
+}
+
+
+def _described(default: Any, text: str) -> Any:
+    """A dataclass field with its `--help` text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RewardConfig(TrainingArguments):
+    """Settings of `RewardTrainer`; every field says default, unit, typical range and effect in its help text.
+
+    Raises:
+        ValueError: a value outside its range, or a field of `TrainingArguments` that means nothing here.
+    """
+
+    # Other defaults than TrainingArguments.
+    learning_rate: float = _described(
+        1e-5, "Step size. Typical: 5e-6 to 2e-5 (billions of weights), 1e-4 to 1e-3 (LoRA, or models of a few million)."
+    )
+    num_train_epochs: float = _described(1.0, "Passes over the pairs. Reward models overfit after the first or second.")
+    train_sampling_strategy: str = _described(
+        "group_by_length",
+        "'group_by_length' puts pairs of similar length into one batch (less padding, faster); 'random' does not.",
+    )
+    logging_nan_inf_filter: bool = _described(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
+
+    max_length: int | None = _described(
+        1024,
+        "Tokens of prompt and response together, at most the model's own limit. Pairs with a longer side are left out, "
+        "counted and reported. None: the model's limit.",
+    )
+    center_rewards_coefficient: float = _described(
+        0.0, "c of the penalty c·(r_chosen + r_rejected)², which keeps scores around 0. Typical: 0 (off) to 0.01."
+    )
+    label_smoothing: float = _described(
+        0.0, "Assumed share of wrong labels, 0 to below 0.5. Typical: 0 (off) to 0.2. Bounds the scores on noisy pairs."
+    )
+    normalize_scores: str | None = _described(
+        "mean",
+        "After training, shift the scores so that chosen responses have mean 0 ('mean'), also scale them to variance 1 "
+        "('mean_std'), or leave them ('none').",
+    )
+
+    def __post_init__(self) -> None:
+        if self.normalize_scores == "none":
+            self.normalize_scores = None
+        self._refuse_meaningless()
+        self._check_ranges()
+        super().__post_init__()
+
+    def _refuse_meaningless(self) -> None:
+        for name, (allowed, advice) in REFUSED.items():
+            if getattr(self, name) != allowed:
+                raise ValueError(f"`{name}={getattr(self, name)!r}` is not used by RewardTrainer: {advice}")
+
+    def _check_ranges(self) -> None:
+        if self.normalize_scores not in ("mean", "mean_std", None):
+            raise ValueError(f"`normalize_scores` must be 'mean', 'mean_std' or 'none', got {self.normalize_scores!r}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"`label_smoothing` is the assumed share of wrong labels, at least 0 and below 0.5, got "
+                f"{self.label_smoothing!r}; at 0.5 the labels would say nothing"
+            )
+        if self.max_length is not None and (self.max_length < 1 or self.max_length != int(self.max_length)):
+            raise ValueError(f"`max_length` must be a whole number of tokens of at least 1, got {self.max_length!r}")
+        for name in ("center_rewards_coefficient", "learning_rate", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)!r}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")
