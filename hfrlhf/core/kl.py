@@ -151,6 +151,17 @@ class FixedKLCoefficient:
         """Nothing to restore: β is the configuration's, so that a resumed run may be given another."""
 
 
+def kl_coefficient(
+    coef: float, target: float | None = None, horizon: float = 10_000
+) -> FixedKLCoefficient | AdaptiveKLController:
+    """β as the settings say: adaptive where there is a target (nats per response), else fixed.
+
+    Raises:
+        ValueError: what `AdaptiveKLController` refuses.
+    """
+    return FixedKLCoefficient(coef) if target is None else AdaptiveKLController(coef, target, horizon)
+
+
 class PenaltyCoefficient:
     """The coefficient of PPO-Penalty, halved or doubled once per rollout.
 

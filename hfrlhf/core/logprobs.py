@@ -18,9 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from hfrlhf.core.masking import at_least_float32
 
-# Logits held at a time. A CPU is fastest while a chunk fits its cache; an accelerator wants large matrix products.
-_LOGITS_PER_CHUNK = {"cpu": 2**20}
+# Logits held at a time: on a CPU about what its cache holds, elsewhere enough to keep an accelerator busy. Fewer rows
+# than the minimum would spend the time on reading the head and adding to its gradient once per chunk.
+_LOGITS_PER_CHUNK = {"cpu": 2**21}
 _LOGITS_PER_CHUNK_ELSEWHERE = 2**26
+_MIN_CHUNK_SIZE = 128
+
+# The least logit. A head may forbid tokens with −∞, which would make p·log p = 0·∞ = NaN where it should be 0.
+_FORBIDDEN = -1e30
 
 
 def linear_logprobs(
@@ -40,7 +45,8 @@ def linear_logprobs(
     ∂ℓ/∂z = e_a − p,  ∂H/∂z = −p·(log p + H).
     Shapes: hidden [N,d], weight [V,d], targets [N] int64, bias [V] -> [N], [N] (None unless `need_entropy`); float32
     (float64 if the input is), nats. `chunk_size` tokens are treated at a time (None: chosen by vocabulary and device);
-    it changes memory, not the result. Under autocast the product with the head runs in the autocast dtype.
+    it changes memory, not the result. Under autocast the product with the head runs in the autocast dtype. The gradient
+    itself cannot be differentiated again.
 
     Raises:
         ValueError: shapes that don't match, or a temperature or chunk size that is not positive.
@@ -77,8 +83,8 @@ def head_logprobs(
         ValueError: shapes that don't match, or a temperature or chunk size that is not positive.
     """
     _check(hidden, targets, temperature, chunk_size)
-    # The vocabulary is known only to the head; 128 rows of the largest ones in use are still a small tensor.
-    chunks = [slice(i, i + (chunk_size or 128)) for i in range(0, max(1, len(hidden)), chunk_size or 128)]
+    # Only the head knows its vocabulary. One chunk at least, so that even no token at all is known to depend on it.
+    chunks = _chunks(max(1, len(hidden)), chunk_size or _MIN_CHUNK_SIZE)
 
     def from_chunk(h: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         return _logprobs_from_logits(head(h), a, temperature, need_entropy)
@@ -109,11 +115,14 @@ class _LinearLogprobs(torch.autograd.Function):
         head = _Head(weight, bias, temperature, dtype)
         for rows in _chunks(len(hidden), chunk_size):
             z = head.logits(hidden[rows])
-            log_normaliser[rows] = z.logsumexp(-1)
-            z -= log_normaliser[rows, None]
-            logprobs[rows] = z.gather(-1, targets[rows, None]).squeeze(-1)
+            # From the largest logit downwards, nothing overflows, and one exp serves both results.
+            largest = z.amax(-1)
+            weights = z.sub_(largest[:, None]).exp()
+            total = weights.sum(-1)
+            logprobs[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - total.log()
+            log_normaliser[rows] = largest + total.log()
             if entropy is not None:
-                entropy[rows] = _entropy(z, z.exp())
+                entropy[rows] = total.log() - _row_products(weights, z) / total
         ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser, entropy)
         ctx.settings = temperature, chunk_size, dtype
         ctx.set_materialize_grads(False)
@@ -163,6 +172,8 @@ class _Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """(W·h + b) / temperature for a chunk [n,d] -> a fresh [n,V] in float32 (or float64)."""
         logits = at_least_float32(linear(hidden.detach().to(self.weight.dtype), self.weight, self.bias))
+        if self.bias is not None:
+            logits.clamp_(min=_FORBIDDEN)
         return logits if self.temperature == 1.0 else logits.div_(self.temperature)
 
 
@@ -174,9 +185,9 @@ def _grad_logits(
     if grad_entropy is None or entropy is None:
         grad = torch.mul(p, -grad_logprobs[:, None], out=logp)
     else:
-        # p·(−g_H·log p − g_H·H − g_ℓ), with one pass for each operation and no further [n,V] tensor.
-        offset = grad_entropy * entropy + grad_logprobs
-        grad = logp.nan_to_num_(neginf=0.0).mul_(-grad_entropy[:, None]).sub_(offset[:, None]).mul_(p)
+        # p·(−g_H·log p − g_H·H − g_ℓ), in two passes and without a further [n,V] tensor.
+        offset = -grad_entropy * entropy - grad_logprobs
+        grad = torch.addcmul(offset[:, None], logp, -grad_entropy[:, None], out=logp).mul_(p)
     return grad.scatter_add_(-1, targets[:, None], grad_logprobs[:, None])
 
 
@@ -186,13 +197,14 @@ def _logprobs_from_logits(
     """Log-probs [n] and entropy [n] (0 unless needed) from logits [n,V]; log-softmax in float32 or wider."""
     logp = (at_least_float32(logits) / temperature).log_softmax(-1)
     chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-    return chosen, _entropy(logp, logp.exp()) if need_entropy else torch.zeros_like(chosen)
+    if not need_entropy:
+        return chosen, torch.zeros_like(chosen)
+    return chosen, -_row_products(logp.exp(), logp.clamp(min=_FORBIDDEN))
 
 
-def _entropy(logp: Tensor, p: Tensor) -> Tensor:
-    """−Σ p·log p over the last dimension; a token of probability 0 (log p = −∞) contributes 0."""
-    finite = logp.clamp(min=torch.finfo(logp.dtype).min)
-    return -(p.unsqueeze(-2) @ finite.unsqueeze(-1)).flatten(-2).squeeze(-1)
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Σ_v a_iv·b_iv for each row, without the tensor of products."""
+    return (a.unsqueeze(-2) @ b.unsqueeze(-1)).squeeze(-1).squeeze(-1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -212,8 +224,8 @@ def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _default_chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Tokens per chunk for a vocabulary of that size on that kind of device, at least 16."""
-    return max(16, _LOGITS_PER_CHUNK.get(device.type, _LOGITS_PER_CHUNK_ELSEWHERE) // max(1, vocabulary))
+    """Tokens per chunk for a vocabulary of that size on that kind of device."""
+    return max(_MIN_CHUNK_SIZE, _LOGITS_PER_CHUNK.get(device.type, _LOGITS_PER_CHUNK_ELSEWHERE) // max(1, vocabulary))
 
 
 def _chunks(n: int, chunk_size: int) -> list[slice]:

@@ -2,7 +2,8 @@
 
 All are minimised. Ψ (here `psi` or `advantages`) and the old log-probs are constants: no gradient flows into them. The
 log-ratio is held within ±20 before exp, in float32 or wider: e^20 ≈ 5e8 neither overflows nor hides that something is
-wrong, and the gradient beyond is 0.
+wrong, and the gradient beyond is 0. There is no mask: what stands at padding stays there, but has to be finite (the
+records hold 0), because a NaN in Ψ would come back as NaN · 0 in the gradient.
 """
 
 from __future__ import annotations
