@@ -1,0 +1,200 @@
+"""The frozen records that flow from stage to stage.
+
+Legend, everywhere in this package: **B** sequences, **P** prompt length (left-padded), **A** response length
+(right-padded), **T = P + A**, **V** vocabulary. A mask is True where the position counts; padded entries of every
+per-token tensor are 0. `logprobs[:, t]` and `values[:, t]` belong to the state *before* response token t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Record:
+    """A frozen bundle of tensors whose first dimension is B; a field may be None where it does not apply."""
+
+    def __len__(self) -> int:
+        return next(iter(self.tensors().values())).shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that hold a tensor, by name, in order."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def select(self, rows: Tensor) -> Self:
+        """The given rows (indices [b] or mask [B]), in the given order."""
+        return dataclasses.replace(self, **{name: tensor[rows] for name, tensor in self.tensors().items()})
+
+    def split(self, n: int) -> list[Self]:
+        """Consecutive parts of n rows; the last may be smaller."""
+        return [self.select(rows) for rows in torch.arange(len(self)).split(n)]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same record on another device; dtypes are kept (a cast would round old log-probs)."""
+        return dataclasses.replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class Prompts(Record):
+    """Prompts of a rollout, left-padded.
+
+    Shapes: input_ids [B,P] long, attention_mask [B,P] bool, episode [B] long (global episode index in the rollout: the
+    address of its random draws), row [B] long (row of the prompt dataset).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    episode: Tensor
+    row: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout(Record):
+    """Prompts with the responses sampled for them.
+
+    Shapes: input_ids [B,T] long (prompt left-padded, response right-padded with 0), attention_mask [B,T] bool,
+    action_mask [B,A] bool (response tokens up to and including the first stop token), terminated [B] bool (the stop
+    token was produced; False means cut off by the length limit), episode [B], row [B] as in `Prompts`,
+    sampler_logprobs [B,A] float32 (log-probs of the sampler at the sampling temperature).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+    terminated: Tensor
+    episode: Tensor
+    row: Tensor
+    sampler_logprobs: Tensor
+
+    @property
+    def completion_ids(self) -> Tensor:
+        """[B,A] the response tokens, 0 where padded."""
+        return self.input_ids[:, self.input_ids.shape[1] - self.action_mask.shape[1] :]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] real tokens of prompt and response together."""
+        return self.attention_mask.sum(-1)
+
+    @property
+    def completion_lengths(self) -> Tensor:
+        """[B] response tokens, the stop token included."""
+        return self.action_mask.sum(-1)
+
+    def completion_lists(self) -> list[list[int]]:
+        """The response tokens of each row, stop token included, without padding."""
+        return [ids[mask].tolist() for ids, mask in zip(self.completion_ids, self.action_mask, strict=True)]
+
+    def prompt_lists(self) -> list[list[int]]:
+        """The prompt tokens of each row without padding."""
+        width = self.input_ids.shape[1] - self.action_mask.shape[1]
+        pairs = zip(self.input_ids[:, :width], self.attention_mask[:, :width], strict=True)
+        return [ids[mask].tolist() for ids, mask in pairs]
+
+
+@dataclass(frozen=True)
+class EvaluatedRollout(Rollout):
+    """A rollout as scored and as seen by policy, reference and critic, before any of it is combined.
+
+    Shapes: scores [B]; logprobs, ref_logprobs, entropy [B,A]; values [B,A] and bootstrap_values [B] (V after the last
+    token), 0 where the algorithm has no critic. All float32.
+    """
+
+    scores: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+    bootstrap_values: Tensor
+
+
+@dataclass(frozen=True)
+class Experience(Rollout):
+    """A rollout with everything the update needs; fixed for all epochs of its PPO cycle.
+
+    Shapes: old_logprobs, ref_logprobs, values, rewards, advantages, returns [B,A] float32; scores [B] float32.
+    `values` and `returns` are 0 where the algorithm has no critic.
+    """
+
+    scores: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def concatenate(records: Iterable[Any]) -> Any:
+    """One record from several of the same type, padded to their common width.
+
+    Prompts are padded on the left, responses on the right, so that the widths P and A grow separately.
+
+    Raises:
+        ValueError: no record was given.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("concatenate() needs at least one record, got none")
+    wide = [name for name, tensor in records[0].tensors().items() if tensor.ndim == 2]
+    widths = {name: max(record.tensors()[name].shape[1] for record in records) for name in wide}
+    parts = [_widen(r, widths) for r in records]
+    fields = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    return dataclasses.replace(records[0], **fields)
+
+
+# Everything that is laid out along the prompt grows to the left; along the response, to the right.
+_PROMPT_SIDE = {"input_ids", "attention_mask"}
+
+
+def _widen(record: Record, widths: dict[str, int]) -> dict[str, Tensor]:
+    """The record's tensors padded with 0 to the given widths, whatever its own P and A."""
+    fields = dict(record.tensors())
+    right = 0
+    if "action_mask" in widths:
+        right = widths["action_mask"] - fields["action_mask"].shape[1]
+    for name, width in widths.items():
+        missing = width - fields[name].shape[1]
+        after = right if name in _PROMPT_SIDE else missing
+        fields[name] = torch.nn.functional.pad(fields[name], (missing - after, after))
+    return fields
+
+
+def left_aligned(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's real tokens moved to the left end, trimmed to the longest row.
+
+    Args:
+        input_ids: [B,T] long. attention_mask: [B,T] bool, True at real tokens, wherever they are.
+
+    Returns:
+        ids [B,L] long, 0 behind the last real token (a valid id for every embedding), and lengths [B].
+    """
+    lengths = attention_mask.sum(-1)
+    order = attention_mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(lengths.max())]
+    return torch.where(attention_mask, input_ids, 0).gather(1, order), lengths
+
+
+def chunks_by_length(lengths: Tensor, max_tokens: int) -> list[Tensor]:
+    """Rows sorted by length and cut into chunks of at most max_tokens padded tokens each (one row at least).
+
+    Args:
+        lengths: [B] real tokens of each row. max_tokens: budget of rows × longest row.
+
+    Returns:
+        index tensors that together hold every row once.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    chunks, start = [], 0
+    while start < len(order):
+        rows = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        chunks.append(order[start : start + rows])
+        start += rows
+    return chunks

@@ -1,0 +1,326 @@
+"""Policy and critic as one module: one forward gives log-probs, entropy and values of the response tokens.
+
+Only real tokens are computed: each row is moved to the left end of its line, so that causal attention needs no mask
+and a prompt's padding costs nothing; the vocabulary head then runs on the response states alone, in chunks, and no
+tensor of [B,T,V] is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.logprobs import head_logprobs, linear_logprobs
+from ..experience import Rollout, left_aligned
+from .reward_head import backbone_of, head_of
+from .reward_model import reward_shift_of
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"
+
+# What some architectures do to the output of their vocabulary head, by the config field that says so.
+LOGIT_TRANSFORMS = {
+    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+    "logit_scale": lambda logits, scale: logits * scale,
+    "logits_scaling": lambda logits, scale: logits / scale,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the models say about a rollout's response tokens.
+
+    Shapes: logprobs, entropy, values [B,A] float32, 0 at padding; bootstrap_values [B] float32 is V(s_{n+1}), the
+    value after the last response token. entropy and values are None where they were not asked for.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    bootstrap_values: Tensor | None = None
+
+
+class ActorCritic(nn.Module):
+    """A causal language model with a critic: a linear head on its own trunk, a model of its own, or none.
+
+    Args:
+        policy: causal language model, plain or with adapters.
+        value_model: sequence-classification model with one output, `"head"` for a zero-initialised linear layer on the
+            policy's trunk (SPEC §3.4), or None for algorithms without a critic.
+        temperature: sampling temperature; logits are divided by it here as in the sampler (SPEC §1).
+    """
+
+    main_input_name = "input_ids"
+
+    policy: Any
+    value_model: Any
+    value_head: Any
+
+    def __init__(self, policy: Any, value_model: nn.Module | str | None = "head", temperature: float = 1.0):
+        super().__init__()
+        self.policy = policy
+        self.temperature = temperature
+        self.value_model = value_model if isinstance(value_model, nn.Module) else None
+        self.value_head = zero_value_head(policy) if value_model == "head" else None
+        check_head(policy)
+
+    def forward(self, rollout: Rollout, need_entropy: bool = True, detach_trunk: bool = False) -> Evaluation:
+        """log π(a_t|s_t), the entropy of π(·|s_t) and V(s_t) for every response token (SPEC §1, 6.6, 3.4).
+
+        Args:
+            rollout: what to evaluate.
+            need_entropy: skip the entropy where nobody uses it.
+            detach_trunk: let no gradient of the value loss reach a shared trunk (critic warm-up).
+        """
+        lm = causal_lm(self.policy)
+        states = ResponseStates.of(rollout)
+        trunk = states.run(backbone_of(lm))
+        logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy)
+        values, bootstrap = self._values(states, trunk.detach() if detach_trunk else trunk)
+        return Evaluation(logprobs, entropy, values, bootstrap)
+
+    def _values(self, states: ResponseStates, trunk: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.value_head is not None:
+            return states.values(trunk, self.value_head)
+        if self.value_model is not None:
+            hidden = states.run(backbone_of(self.value_model))
+            return states.values(hidden, head_of(self.value_model), reward_shift_of(self.value_model))
+        return None, None
+
+    # What the Trainer asks of a model; it would not find it behind a wrapper.
+    @property
+    def config(self) -> Any:
+        """The policy's configuration."""
+        return self.policy.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The policy's generation configuration."""
+        return self.policy.generation_config
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generation with the policy."""
+        return self.policy.generate(*args, **kwargs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
+        """Switch on activation checkpointing in policy and critic (the Trainer's older name for it)."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, **kwargs: Any
+    ) -> None:
+        """Switch on activation checkpointing in policy and critic."""
+        for model in self._models():
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+            if isinstance(model, PeftModel):
+                # A frozen embedding gives the first checkpointed block no input that needs a gradient.
+                model.enable_input_require_grads()
+
+    def _models(self) -> list[Any]:
+        return [m for m in (self.policy, self.value_model) if m is not None]
+
+    def named_value_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The critic's own parameters, under their names in this module."""
+        for name, parameter in self.named_parameters():
+            if name.startswith(("value_head.", "value_model.")):
+                yield name, parameter
+
+    def stop_policy_gradients(self, whole: bool) -> None:
+        """Forget the gradients that would move the policy; a shared trunk moves it too.
+
+        Adam moves a weight whose gradient is 0, by its momentum; only a gradient of None leaves it where it is.
+
+        Args:
+            whole: also those of a value head on the shared trunk.
+        """
+        for name, parameter in self.named_parameters():
+            if name.startswith("policy.") or (whole and name.startswith("value_head.")):
+                parameter.grad = None
+
+    def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The policy as transformers or peft save it, the critic beside it.
+
+        Args:
+            folder: written: the policy's files, and `value_head.safetensors` or `value_model/`.
+            state_dict: gathered parameters of this module where they are not at hand (sharded training).
+        """
+        folder = Path(folder)
+        parts = {part: _part(state_dict, part) for part in ("policy", "value_head", "value_model")}
+        adapters = {"selected_adapters": ["default"]} if isinstance(self.policy, PeftModel) else {}
+        self.policy.save_pretrained(folder, state_dict=parts["policy"], **adapters)
+        if self.value_head is not None:
+            tensors = parts["value_head"] or self.value_head.state_dict()
+            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / VALUE_HEAD_FILE)
+        if self.value_model is not None:
+            self.value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=parts["value_model"])
+
+    def load_saved(self, folder: str | Path) -> None:
+        """Read back in place what `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: the folder lacks the policy's or the critic's weights.
+        """
+        folder = Path(folder)
+        load_policy_weights(self.policy, folder)
+        if self.value_head is not None:
+            self.value_head.load_state_dict(load_file(_existing(folder / VALUE_HEAD_FILE)))
+        if self.value_model is not None:
+            load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
+
+
+@dataclass(frozen=True)
+class ResponseStates:
+    """Where the states of a rollout's response tokens are, once every row is moved to the left end of its line.
+
+    Shapes: ids [B,L] long, action_mask [B,A] bool, index [N] positions of the states s_t in the flattened [B·L] (row by
+    row, N response tokens in all), last [B] positions of s_{n+1}.
+    """
+
+    ids: Tensor
+    action_mask: Tensor
+    index: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> ResponseStates:
+        """The layout of one rollout."""
+        ids, lengths = left_aligned(rollout.input_ids, rollout.attention_mask)
+        rows = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+        first = rows + lengths - rollout.completion_lengths - 1  # the prompt's last token: state of response token 0
+        steps = torch.arange(rollout.action_mask.shape[1], device=ids.device)
+        index = (first[:, None] + steps)[rollout.action_mask]
+        return cls(ids, rollout.action_mask, index, rows + lengths - 1)
+
+    def run(self, backbone: nn.Module) -> Tensor:
+        """[B·L,d] last hidden states.
+
+        Padding stands behind every real token: causal attention needs no mask, and the positions every architecture
+        counts by itself (0, 1, 2, …) are the right ones.
+        """
+        return backbone(input_ids=self.ids, use_cache=False).last_hidden_state.flatten(0, 1)
+
+    def logprobs(self, lm: Any, trunk: Tensor, temperature: float, need_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """[B,A] log-probs of the response tokens and the entropy of their distributions."""
+        targets = self.ids.flatten()[self.index + 1]
+        logprobs, entropy = vocabulary_logprobs(lm, trunk[self.index], targets, temperature, need_entropy)
+        return self._spread(logprobs), None if entropy is None else self._spread(entropy)
+
+    def values(self, hidden: Tensor, head: nn.Linear, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+        """[B,A] values of the states, and [B] the value after the last token; float32, also in mixed precision."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            flat = head(hidden[torch.cat([self.index, self.last])].to(head.weight.dtype)).float().squeeze(-1) - shift
+        values, bootstrap = flat.split([len(self.index), len(self.last)])
+        return self._spread(values), bootstrap
+
+    def _spread(self, flat: Tensor) -> Tensor:
+        return torch.zeros_like(self.action_mask, dtype=flat.dtype).masked_scatter(self.action_mask, flat)
+
+
+def vocabulary_logprobs(
+    lm: Any, hidden: Tensor, targets: Tensor, temperature: float, need_entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of target tokens under a model's own head, a chunk of rows at a time.
+
+    Args:
+        lm: causal language model. hidden: [N,d] last hidden states. targets: [N]. temperature: divides the logits.
+    """
+    head = lm.get_output_embeddings()
+    transforms = logit_transforms(lm.config)
+    if type(head) is nn.Linear and not transforms:
+        return linear_logprobs(hidden, head.weight, targets, temperature, head.bias, need_entropy)
+
+    def transformed(rows: Tensor) -> Tensor:
+        logits = head(rows)
+        for apply, constant in transforms:
+            logits = apply(logits, constant)
+        return logits
+
+    return head_logprobs(hidden, transformed, targets, temperature, need_entropy)
+
+
+def logit_transforms(config: Any) -> list[tuple[Any, float]]:
+    """The architecture's own changes to its logits (soft-capping, scaling) as (function, constant) pairs."""
+    found = [(apply, getattr(config, field, None)) for field, apply in LOGIT_TRANSFORMS.items()]
+    return [(apply, constant) for apply, constant in found if constant not in (None, 1, 1.0)]
+
+
+def causal_lm(policy: Any) -> Any:
+    """The causal language model itself, with its adapters in place but without PEFT's wrapper."""
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
+
+
+def zero_value_head(policy: Any) -> nn.Linear:
+    """A linear value head of zeros in float32 (DETAILS 40): the first advantages are the rewards-to-go themselves."""
+    head = nn.Linear(causal_lm(policy).config.get_text_config().hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+@torch.no_grad()
+def check_head(policy: Any) -> None:
+    """Compare our log-probs with the model's own logits on four tokens.
+
+    Raises:
+        ValueError: they differ, so the architecture does to its logits what we do not know of.
+    """
+    lm = causal_lm(policy)
+    was_training = lm.training
+    lm.eval()
+    device = lm.get_output_embeddings().weight.device
+    ids = torch.arange(1, 5, device=device)[None] % lm.config.get_text_config().vocab_size
+    hidden = backbone_of(lm)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    ours, _ = vocabulary_logprobs(lm, hidden, ids[0], 1.0, need_entropy=False)
+    theirs = lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1).gather(-1, ids.T).squeeze(-1)
+    lm.train(was_training)
+    tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
+    if not torch.allclose(ours, theirs, atol=tolerance, rtol=0):
+        raise ValueError(
+            f"{type(lm).__name__} changes its logits after the vocabulary head in a way this package does not know "
+            f"(log-probs differ by {float((ours - theirs).abs().max()):.3g}); add the config field to LOGIT_TRANSFORMS"
+        )
+
+
+def load_policy_weights(policy: Any, folder: Path) -> None:
+    """The weights of a saved policy, into the policy in place: its `default` adapter, or all of it."""
+    if not isinstance(policy, PeftModel):
+        return load_weights(policy, folder)
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    _existing(folder / "adapter_model.safetensors")
+    set_peft_model_state_dict(policy, load_peft_weights(str(folder), device="cpu"), adapter_name="default")
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """A saved transformers model's safetensors, one file or several, into the model in place, to the bit."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    files = [f for f in files if f.name != VALUE_HEAD_FILE]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no *.safetensors file with the model's weights")
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = {name for name in missing if name in (model.all_tied_weights_keys or {})}
+    if unexpected or set(missing) - tied:
+        raise ValueError(
+            f"{folder} does not fit {type(model).__name__}: missing {sorted(set(missing) - tied)[:3]}, "
+            f"unexpected {sorted(unexpected)[:3]}; was it saved from another model?"
+        )
+
+
+def _part(state_dict: dict[str, Tensor] | None, name: str) -> dict[str, Tensor] | None:
+    if state_dict is None:
+        return None
+    return {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the folder was not saved by this trainer, or not completely")
+    return path

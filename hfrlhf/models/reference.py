@@ -1,0 +1,66 @@
+"""log π_ref of response tokens: the frozen policy training started from, by the cheapest exact means."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from ..experience import Rollout
+from .actor_critic import ResponseStates, causal_lm
+from .adapters import REFERENCE_ADAPTER, adapter
+from .dropout import disable_dropout
+from .reward_head import backbone_of
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference policy π_ref of SPEC §1.
+
+    Args:
+        model: the model that is evaluated.
+        source: what it is, in words, for the report at the start.
+        active: context in which `model` is the reference (adapters off, another adapter).
+        exact: it is the policy's own starting point, so that the KL at the start is exactly 0.
+    """
+
+    model: Any
+    source: str
+    active: Callable[[], AbstractContextManager] = nullcontext
+    exact: bool = True
+
+    @torch.no_grad()
+    def logprobs(self, rollout: Rollout, temperature: float) -> Tensor:
+        """[B,A] log π_ref(a_t|s_t), float32, with logits divided by the sampling temperature (SPEC §1)."""
+        lm = causal_lm(self.model)
+        with self.active():
+            states = ResponseStates.of(rollout)
+            logprobs, _ = states.logprobs(lm, states.run(backbone_of(lm)), temperature, need_entropy=False)
+        return logprobs
+
+
+def make_reference(policy: Any, ref_model: Any = None) -> Reference:
+    """The reference of a policy: `ref_model` if given, adapters off or `ref` where it has adapters, else a frozen copy.
+
+    Must be called before the policy is wrapped or trained: the copy is the policy as it is now.
+    """
+    if ref_model is not None:
+        return Reference(frozen(ref_model), "the given ref_model", exact=False)
+    if isinstance(policy, PeftModel) and REFERENCE_ADAPTER in policy.peft_config:
+        return Reference(policy, "frozen copy of the starting adapter", partial(adapter, policy, REFERENCE_ADAPTER))
+    if isinstance(policy, PeftModel):
+        return Reference(policy, "the policy with its adapter off", partial(adapter, policy, None))
+    return Reference(frozen(copy.deepcopy(policy)), "frozen copy of the policy")
+
+
+def frozen(model: Any) -> Any:
+    """The model without gradients, dropout or training mode."""
+    disable_dropout(model)
+    return model.requires_grad_(False).eval()

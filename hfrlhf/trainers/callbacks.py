@@ -1,0 +1,110 @@
+"""What a person watches: a bar with reward and KL, sampled completions, and the curves of the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import ProgressCallback, TrainerCallback
+
+# What the bar and the curves show: metric, short name, and what it is measured in.
+WATCHED = {
+    "objective/score": ("score", "reward-model score"),
+    "objective/kl": ("KL", "nats per response"),
+    "objective/ended": ("ended", "share of responses with a stop token"),
+    "objective/entropy": ("entropy", "nats per token"),
+    "objective/response_length": ("length", "tokens"),
+    "value/explained_variance": ("explained", "share of the returns' variance"),
+}
+
+
+class RolloutProgressCallback(ProgressCallback):
+    """The Trainer's progress bar, with the current score and KL beside it instead of a dictionary per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Show the newest numbers."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {short: f"{logs[name]:.2f}" for name, (short, _) in WATCHED.items() if name in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+def use_rollout_progress(trainer: Any) -> None:
+    """Put our bar in the place of the Trainer's own, where it has one."""
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(RolloutProgressCallback)
+
+
+class CompletionsCallback(TrainerCallback):
+    """Keeps sampled completions in `completions.jsonl` and prints the first and the last of them as a table.
+
+    Args:
+        trainer: whose `samples` are kept.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.first: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Append the newest samples."""
+        if not state.is_world_process_zero or not logs or "objective/score" not in logs:
+            return
+        self.first = self.first or self.trainer.samples
+        path = Path(args.output_dir) / "completions.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps({"step": state.global_step} | row) + "\n" for row in self.trainer.samples)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print how it began and how it ended."""
+        if state.is_world_process_zero and self.first:
+            print_samples({"before": self.first, "after": self.trainer.samples})
+
+
+def print_samples(stages: dict[str, list[dict[str, Any]]]) -> None:
+    """A table of samples with their scores, a block for each stage."""
+    table = Table("", "prompt", "completion", "score")
+    for stage, rows in stages.items():
+        for row in rows:
+            table.add_row(stage, escape(str(row["prompt"])), escape(str(row["completion"])), f"{row['score']:.2f}")
+        table.add_section()
+    Console().print(table)
+
+
+class CurvesCallback(TrainerCallback):
+    """Writes `curves.png` into the output folder at the end of training: the watched metrics against episodes."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the log history."""
+        if state.is_world_process_zero:
+            plot_curves(state.log_history, Path(args.output_dir) / "curves.png")
+
+
+def plot_curves(history: list[dict[str, float]], path: Path, title: str = "") -> None:
+    """One panel per watched metric against the episodes seen.
+
+    Args:
+        history: the Trainer's `state.log_history`. path: PNG to write. title: above the panels.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in history if "objective/score" in row]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), constrained_layout=True)
+    for axis, (name, (short, unit)) in zip(axes.flat, WATCHED.items(), strict=True):
+        axis.plot([row["episode"] for row in rows], [row.get(name) for row in rows], color="#2b6cb0", linewidth=1.5)
+        axis.set_title(short, fontsize=10)
+        axis.set_ylabel(unit, fontsize=8)
+        axis.set_xlabel("episodes", fontsize=8)
+        axis.grid(alpha=0.25)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,286 @@
+"""Settings of the policy-gradient trainers: what `TrainingArguments` has, and about thirty fields more.
+
+The arithmetic of batches, in sequences:
+
+    rollout_batch_size = per_device_train_batch_size × gradient_accumulation_steps × processes × num_mini_batches
+    optimiser steps per rollout = num_ppo_epochs × num_mini_batches
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..algorithms import ALGORITHMS, algorithm_named
+from ..core.policy_losses import PolicyLossOptions
+from .reward_config import RewardConfig
+
+__all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig"]
+
+# What TRL ≤ 1.12 called things, and what they are called here.
+OLD_NAMES = {
+    "cliprange": "clip_range",
+    "cliprange_value": "clip_range_value",
+    "lam": "gae_lambda",
+    "response_length": "max_completion_length",
+    "stop_token": "stop_token_id",
+    "total_episodes": "max_steps (optimiser steps) or num_train_epochs (passes over the prompts)",
+    "local_rollout_forward_batch_size": "max_tokens_per_micro_batch",
+    "num_sample_generations": "eval_steps, with an eval_dataset",
+    "sft_model_path": "the trainer's `model`",
+    "reward_model_path": "the trainer's `reward_funcs`",
+    "ds3_gather_for_generation": "nothing: it is done where it is needed",
+    "exp_name": "run_name",
+}
+
+
+def refuse_old_names(given: dict[str, Any], names: dict[str, str], owner: str) -> None:
+    """Refuse names of TRL ≤ 1.12 with the name that replaced them.
+
+    Raises:
+        TypeError: one of them was passed.
+    """
+    for name in given:
+        if name in names:
+            raise TypeError(f"{owner} has no {name!r}; its name here is: {names[name]}")
+
+
+def described(default: Any, text: str) -> Any:
+    """A dataclass field with its `--help` text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class PolicyGradientConfig(TrainingArguments):
+    """Settings of `PolicyGradientTrainer`; every field says default, unit, typical range and effect in its help text.
+
+    Raises:
+        TypeError: a field name of TRL ≤ 1.12 (the message gives the new one).
+        ValueError: a value outside its range, or batch sizes whose product does not hold.
+    """
+
+    # Other defaults than TrainingArguments: those of the N+ implementation details (arXiv 2403.17031).
+    learning_rate: float = described(
+        3e-6, "Step size of the policy. Typical: 1e-6 to 1e-5 (full), 1e-5 to 1e-4 (LoRA)."
+    )
+    adam_epsilon: float = described(1e-5, "Adam's epsilon. 1e-5 as in the original PPO; 1e-8 makes early steps larger.")
+    logging_steps: float | None = described(None, "Optimiser steps between logs. Default: one per rollout.")  # type: ignore[assignment]
+    logging_nan_inf_filter: bool = described(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
+    remove_unused_columns: bool = described(False, "Must stay off: reward functions see every column of the dataset.")
+
+    algorithm: str = described("vpg", f"Row of ALGORITHMS: one of {', '.join(ALGORITHMS)}.")
+    rollout_batch_size: int | None = described(
+        None,
+        "Episodes per rollout over all processes. Default: per_device_train_batch_size × gradient_accumulation_steps × "
+        "processes × num_mini_batches. If set, per_device_train_batch_size follows from it.",
+    )
+    num_generations: int = described(1, "Responses sampled per prompt. More than 1 for baselines over a group.")
+    max_prompt_length: int | None = described(512, "Tokens. Longer prompts are left out, counted and reported.")
+    max_completion_length: int = described(128, "Tokens. A response is cut off here if no stop token came.")
+    temperature: float = described(1.0, "Sampling temperature, also in every log-prob. Typical: 0.7 to 1.0.")
+    stop_token_id: int | None = described(None, "Token that ends a response. Default: the tokenizer's EOS.")
+
+    missing_eos_penalty: float | None = described(None, "Subtracted from the score of a cut-off response. Typical: 1.")
+    reward_clip: float | None = described(None, "Scores are clipped to ± this. Typical: 5 to 10. Default: no clipping.")
+    reward_weights: list[float] | None = described(None, "One weight per reward function. Default: 1 each.")
+    normalize_scores: bool = described(False, "Divide scores by a running standard deviation, after a running mean.")
+    kl_coef: float = described(0.05, "β, price of one nat of KL to the reference in score units. Typical: 0.01 to 0.2.")
+    kl_estimator: str | None = described(
+        None, "k1, k2 or k3. Default: k1 in the reward, k2 in the loss: the ones with the gradient of the KL."
+    )
+    kl_in: str = described("reward", "Where the KL enters: 'reward' (per token, as in RLHF) or 'loss'.")
+    kl_target: float | None = described(None, "Nats per response. If set, kl_coef adapts to hold it. Typical: 3 to 10.")
+    kl_horizon: float = described(10_000, "Episodes over which the adaptive coefficient reacts.")
+    whiten_rewards: bool = described(False, "Scale per-token rewards to variance 1, keeping their mean.")
+
+    gamma: float = described(1.0, "Discount per token, 0 to 1. Below 1 a score counts less for long responses.")
+    gae_lambda: float = described(0.95, "GAE's λ, 0 (one-step, biased by the critic) to 1 (no bias, more variance).")
+    bootstrap_truncated: bool = described(False, "Value of a cut-off response's last state is the critic's, not 0.")
+    whiten_advantages: bool = described(True, "Centre advantages and scale them to variance 1 over the rollout.")
+
+    num_ppo_epochs: int = described(1, "Passes over each rollout. Typical: 1 to 4; more than 1 needs a ratio (PPO).")
+    num_mini_batches: int = described(1, "Optimiser steps per pass. Typical: 1 to 8.")
+    clip_range: float = described(0.2, "ε of the clipped ratio. Typical: 0.1 to 0.3.")
+    clip_range_high: float | None = described(None, "Upper ε where it differs from clip_range.")
+    dual_clip: float | None = described(None, "c > 1: bounds the loss where A < 0 and the ratio is large. Typical: 3.")
+    clip_range_value: float | None = described(0.2, "Clip of value changes, in reward units. 0 or None: no clipping.")
+    vf_coef: float = described(0.1, "Weight of the value loss.")
+    ent_coef: float = described(0.0, "Weight of the entropy bonus (exact entropy, nats per token). Typical: 0 to 0.01.")
+    target_kl: float | None = described(
+        None, "Nats per token. When KL(old‖new) passes 1.5 × this, the policy rests until the next rollout."
+    )
+    value_learning_rate: float | None = described(None, "Step size of the critic. Default: learning_rate.")
+    critic_warmup_rollouts: int = described(0, "Rollouts at the start in which only the critic learns.")
+    max_tokens_per_micro_batch: int = described(
+        4096, "Padded tokens per forward and backward. Less memory when lower; the gradient stays the same."
+    )
+    loss_normalization: str = described(
+        "tokens", "Losses are sums divided by all 'tokens' of the optimiser step, or by its 'episodes' (unbiased)."
+    )
+    old_logprobs: str = described("recompute", "'recompute' with the training forward, or keep the 'sampler's.")
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> PolicyGradientConfig:
+        """Refuse old names before dataclass's own, less helpful, error."""
+        refuse_old_names(kwargs, OLD_NAMES, cls.__name__)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_choices()
+        if self.logging_steps is None:
+            self.logging_steps = self.steps_per_rollout
+        super().__post_init__()
+        self._settle_batches()
+        self._check_kl()
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that use one rollout: E × M."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def episodes_per_rollout(self) -> int:
+        """`rollout_batch_size` as a number: it is settled once the configuration is made."""
+        assert self.rollout_batch_size is not None
+        return self.rollout_batch_size
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts drawn for one rollout, over all processes."""
+        return self.episodes_per_rollout // self.num_generations
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Episodes per optimiser step, over all processes."""
+        return self.episodes_per_rollout // self.num_mini_batches
+
+    @property
+    def clip_ranges(self) -> tuple[float, float]:
+        """ε_low and ε_high of the clipped ratio."""
+        return self.clip_range, self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+    @property
+    def policy_loss_options(self) -> PolicyLossOptions:
+        """What the rows of `core.policy_losses.POLICY_LOSSES` read."""
+        return PolicyLossOptions(*self.clip_ranges, self.dual_clip)
+
+    def _check_choices(self) -> None:
+        if self.steps_per_rollout != 1 and not algorithm_named(self.algorithm).reuses_rollouts:
+            raise ValueError(
+                f"`algorithm={self.algorithm!r}` is on-policy: it takes one optimiser step per rollout, not "
+                f"num_ppo_epochs × num_mini_batches = {self.steps_per_rollout}; set both to 1, or use 'ppo_clip'"
+            )
+        choices = {
+            "kl_estimator": (None, "k1", "k2", "k3"),
+            "kl_in": ("reward", "loss"),
+            "loss_normalization": ("tokens", "episodes"),
+            "old_logprobs": ("recompute", "sampler"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
+
+    def _check_ranges(self) -> None:
+        for name, (low, high, open_low) in RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not (low < value if open_low else low <= value) or not value <= high:
+                bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+                    f", at most {high:g}" if high < INF else ""
+                )
+                raise ValueError(f"`{name}` must be {bounds}, got {value!r}")
+        for name in ("num_ppo_epochs", "num_mini_batches", "num_generations", "max_completion_length"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise ValueError(f"`{name}` must be a whole number, got {getattr(self, name)!r}")
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must stay False: reward functions see the dataset's columns")
+
+    def _settle_batches(self) -> None:
+        """rollout = micro-batch × accumulation × processes × mini-batches, whichever side is given."""
+        per_row = self.gradient_accumulation_steps * self.world_size * self.num_mini_batches
+        if self.rollout_batch_size is None:
+            self.rollout_batch_size = self.per_device_train_batch_size * per_row
+        self._check_divides(per_row)
+        self.per_device_train_batch_size = self.episodes_per_rollout // per_row
+
+    def _check_divides(self, per_row: int) -> None:
+        size = self.episodes_per_rollout
+        if size % self.num_mini_batches:
+            fitting = [m for m in range(1, size + 1) if size % m == 0]
+            nearest = sorted(fitting, key=lambda m: abs(m - self.num_mini_batches))[:2]
+            raise ValueError(
+                f"`num_mini_batches={self.num_mini_batches}` does not divide the rollout of {size} sequences; use "
+                f"{' or '.join(map(str, sorted(nearest)))}, or another `rollout_batch_size`"
+            )
+        if size % per_row:
+            raise ValueError(
+                f"`rollout_batch_size={size}` is not a multiple of {per_row} = gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps} × processes {self.world_size} × num_mini_batches "
+                f"{self.num_mini_batches}; use {per_row * max(1, size // per_row)} or {per_row * (size // per_row + 1)}"
+            )
+        default, given = TrainingArguments.per_device_train_batch_size, self.per_device_train_batch_size
+        if given not in (default, size // per_row):
+            raise ValueError(
+                f"`rollout_batch_size={size}` and `per_device_train_batch_size={given}` disagree: the latter would "
+                f"have to be {size // per_row}; give one of the two"
+            )
+        if size % self.num_generations:
+            raise ValueError(
+                f"`num_generations={self.num_generations}` does not divide the rollout of {size} sequences; each "
+                "prompt has that many responses"
+            )
+
+    def _check_kl(self) -> None:
+        if self.kl_in == "loss" and self.kl_estimator in ("k1", "k3"):
+            raise ValueError(
+                f"`kl_estimator={self.kl_estimator!r}` as a loss does not have the gradient of the KL (k1's is 0 in "
+                "expectation); use 'k2' with `kl_in='loss'`"
+            )
+        if self.kl_target is not None and self.episodes_per_rollout >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"`kl_horizon={self.kl_horizon:g}` episodes is too short for rollouts of {self.rollout_batch_size}: "
+                f"the coefficient could reach 0 in one update; use more than {self.episodes_per_rollout / 5:g}"
+            )
+
+
+INF = float("inf")
+# Each number's range: low, high, and whether low itself is excluded.
+RANGES = {
+    "learning_rate": (0, INF, False),
+    "value_learning_rate": (0, INF, False),
+    "rollout_batch_size": (1, INF, False),
+    "num_generations": (1, INF, False),
+    "max_prompt_length": (1, INF, False),
+    "max_completion_length": (1, INF, False),
+    "temperature": (0, INF, True),
+    "missing_eos_penalty": (0, INF, False),
+    "reward_clip": (0, INF, True),
+    "kl_coef": (0, INF, False),
+    "kl_target": (0, INF, True),
+    "kl_horizon": (0, INF, True),
+    "gamma": (0, 1, False),
+    "gae_lambda": (0, 1, False),
+    "num_ppo_epochs": (1, INF, False),
+    "num_mini_batches": (1, INF, False),
+    "clip_range": (0, INF, True),
+    "clip_range_high": (0, INF, True),
+    "dual_clip": (1, INF, True),
+    "clip_range_value": (0, INF, False),
+    "vf_coef": (0, INF, False),
+    "ent_coef": (0, INF, False),
+    "target_kl": (0, INF, True),
+    "critic_warmup_rollouts": (0, INF, False),
+    "max_tokens_per_micro_batch": (1, INF, False),
+    "max_grad_norm": (0, INF, False),
+}
+
+
+@dataclass
+class PPOConfig(PolicyGradientConfig):
+    """Settings of `PPOTrainer`: PPO with a clipped ratio and GAE (SPEC §6.3, 4.3)."""
+
+    algorithm: str = described("ppo_clip", "Row of ALGORITHMS.")
+    num_ppo_epochs: int = described(4, "Passes over each rollout. Typical: 1 to 4.")

@@ -1,0 +1,112 @@
+"""What the metrics are (stable names), and the numbers that must be 0 or 1 at the start."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..core.kl import kl_penalty
+from ..core.masking import masked_mean, masked_sum
+from ..core.value_losses import explained_variance
+from ..experience import EvaluatedRollout
+
+
+class Metrics:
+    """Numbers since the last log, by name; a log shows each one's mean and forgets them."""
+
+    def __init__(self) -> None:
+        self.pending: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """One more observation."""
+        self.pending.setdefault(name, []).append(float(value))
+
+    def update(self, values: dict[str, float]) -> None:
+        """One more observation each."""
+        for name, value in values.items():
+            self.add(name, value)
+
+    def drain(self) -> dict[str, float]:
+        """The means, after which nothing is pending; fsum, so that the order of addition leaves no trace."""
+        means = {name: math.fsum(values) / len(values) for name, values in self.pending.items()}
+        self.pending = {}
+        return means
+
+
+@contextmanager
+def timed(metrics: Metrics, name: str) -> Iterator[None]:
+    """Add the seconds the block took."""
+    start = time.perf_counter()
+    yield
+    metrics.add(name, time.perf_counter() - start)
+
+
+def kl_per_response(seen: EvaluatedRollout) -> Tensor:
+    """[B] Σ_t k1 over each response: nats per response, always k1 (SPEC §2.4)."""
+    return masked_sum(kl_penalty(seen.logprobs, seen.ref_logprobs, "k1"), seen.action_mask, -1)
+
+
+def objectives(seen: EvaluatedRollout) -> dict[str, float]:
+    """What the policy does: means over the episodes of all processes; entropy per token."""
+    return {
+        "objective/score": float(seen.scores.mean()),
+        "objective/kl": float(kl_per_response(seen).mean()),
+        "objective/entropy": float(masked_mean(seen.entropy, seen.action_mask)),
+        "objective/response_length": float(seen.completion_lengths.float().mean()),
+        "objective/ended": float(seen.terminated.float().mean()),
+    }
+
+
+def rollout_metrics(seen: EvaluatedRollout, rewards: Tensor, returns: Tensor, kl_coef: float) -> dict[str, float]:
+    """The metrics of one rollout; `objective/rlhf_reward` is the mean Σ_t r_t before any whitening."""
+    return objectives(seen) | {
+        "objective/rlhf_reward": float(masked_sum(rewards, seen.action_mask, -1).mean()),
+        "value/explained_variance": float(explained_variance(seen.values, returns, seen.action_mask)),
+        "kl_coef": kl_coef,
+    }
+
+
+def evaluation_metrics(seen: EvaluatedRollout, prefix: str) -> dict[str, float]:
+    """The same for evaluation prompts, under `eval_…` names."""
+    return {f"{prefix}_{name}": value for name, value in objectives(seen).items()}
+
+
+class StartIsWrong(ValueError):
+    """The policy is not its own reference at the start of training."""
+
+
+def check_start(trainer: Any, seen: EvaluatedRollout) -> None:
+    """At step 0 the KL to the policy's own starting point is 0 (SPEC §7).
+
+    Raises:
+        StartIsWrong: the reference is made from the policy, and yet they differ.
+    """
+    if trainer.state.global_step != 0 or not trainer.is_in_train:
+        return
+    largest = float(kl_per_response(seen).abs().max())
+    if not trainer.reference.exact:
+        return
+    args = trainer.args
+    if largest > (0.5 if args.bf16 or args.fp16 or args.old_logprobs == "sampler" else 1e-3):
+        raise StartIsWrong(
+            f"before the first update a response is {largest:.3g} nats from the reference "
+            f"({trainer.reference.source}), where it must be 0: the reference is not the policy that training starts "
+            "from. Pass the policy to stay near as `ref_model`, or look for dropout and for switched adapters"
+        )
+
+
+def check_first_ratio(ratio: float, mixed_precision: bool) -> None:
+    """At the first mini-batch of a rollout the ratio is 1 (SPEC §7); warn loudly where it is not."""
+    if abs(ratio - 1) > (0.02 if mixed_precision else 1e-4):
+        warnings.warn(
+            f"the mean ratio π_θ/π_old of a rollout's first mini-batch is {ratio:.6f} and should be 1: the log-probs "
+            "of sampling and of training disagree (dropout, another temperature, or `old_logprobs='sampler'` with an "
+            "engine of another precision)",
+            stacklevel=2,
+        )

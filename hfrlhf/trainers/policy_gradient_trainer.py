@@ -1,0 +1,300 @@
+"""The template of the family: ∇J = E[ Σ_t ∇log π_θ(a_t|s_t) · Ψ_t ], on the ordinary `transformers.Trainer`.
+
+`make_experience` is a rollout in five stages; `compute_loss` is the objective; `RolloutLoop` keeps the clock between
+them. What distinguishes one algorithm from another is its row in `ALGORITHMS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from ..algorithms import algorithm_named
+from ..core.advantages import PSI, PsiOptions
+from ..core.kl import kl_coefficient, kl_penalty
+from ..core.masking import masked_sum, masked_whiten
+from ..core.policy_losses import POLICY_LOSSES, approx_kl, clip_fraction, ratio
+from ..core.reward_shaping import RunningMoments, clip_scores, missing_eos, token_rewards
+from ..core.value_losses import clipped_squared_error, squared_error, value_clip_fraction
+from ..data.prompts import prepare_prompts
+from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
+from ..models.actor_critic import ActorCritic, Evaluation
+from ..models.adapters import with_adapter
+from ..models.loading import check_vocabulary, load_policy, load_tokenizer, load_value_model
+from ..models.reference import make_reference
+from ..rewards.sources import Completions, reward_source
+from ..rollout.generation import TransformersGenerator
+from .callbacks import use_rollout_progress
+from .configs import PolicyGradientConfig, refuse_old_names
+from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
+from .rollout_loop import RolloutLoop
+
+OLD_ARGUMENTS = {"reward_model": "reward_funcs", "tokenizer": "processing_class", "config": "args", "policy": "model"}
+
+
+class PolicyGradientTrainer(RolloutLoop, Trainer):
+    """Trains a causal language model on rewards with the algorithm that `args.algorithm` names.
+
+    Args:
+        model: policy: Hub name, local path, or a transformers/peft model. It is trained in place.
+        reward_funcs: reward model (name, path, object), callable
+            `f(prompts, completions, completion_ids, **columns) -> list[float | None]` (sync or async), or a list.
+        args: settings.
+        train_dataset: column `prompt` (text or chat messages); other columns reach the reward functions.
+        eval_dataset: as `train_dataset`; sampled and scored by `evaluate()`.
+        processing_class: tokenizer; by default the one saved with the model.
+        reward_processing_classes: tokenizers of the reward models, where they are not saved with them.
+        value_model: None for a head on the policy's trunk; else name, path or model of a critic of its own.
+        ref_model: π_ref where it is not the policy training starts from.
+        callbacks, optimizers: as for `transformers.Trainer`.
+        peft_config: train this adapter instead of all weights; the reference is then the policy with its adapter off.
+        quantization_config: load the policy quantised (needs `peft_config`).
+
+    Raises:
+        TypeError, ValueError: at construction, for input that cannot work; the message says what was passed and what
+            to do.
+    """
+
+    args: PolicyGradientConfig
+    model: Any
+    processing_class: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> PolicyGradientTrainer:
+        """Refuse old argument names before Python's own, less helpful, error."""
+        refuse_old_names(kwargs, OLD_ARGUMENTS, cls.__name__)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: PolicyGradientConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        value_model: Any = None,
+        ref_model: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+    ):
+        self.algorithm = algorithm_named(args.algorithm)
+        tokenizer = load_tokenizer(processing_class, model)
+        policy = load_policy(model, quantization_config)
+        check_vocabulary(policy, tokenizer, "policy")
+        self._prepare_data(train_dataset, eval_dataset, tokenizer, args)
+        policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing))
+        self.reference = make_reference(policy, None if ref_model is model else ref_model)
+        self.reward = reward_source(
+            reward_funcs, tokenizer, reward_processing_classes, args.reward_weights, args.max_tokens_per_micro_batch
+        )
+        critic = load_value_model(value_model, policy) if self.algorithm.critic else None
+        super().__init__(
+            model=ActorCritic(policy, critic, args.temperature),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._start(tokenizer)
+
+    def _prepare_data(self, train_dataset: Any, eval_dataset: Any, tokenizer: Any, args: PolicyGradientConfig) -> None:
+        self.prompts = prepare_prompts(train_dataset, tokenizer, args.max_prompt_length, "train")
+        self.eval_prompts = None
+        if eval_dataset is not None:
+            self.eval_prompts = prepare_prompts(eval_dataset, tokenizer, args.max_prompt_length, "eval")
+
+    def _start(self, tokenizer: Any) -> None:
+        args = self.args
+        stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
+        if stop is None:
+            raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
+        self.generator = TransformersGenerator(args.max_completion_length, args.temperature, stop)
+        self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.moments = RunningMoments()
+        for source in [self.reference, *self.reward.sources]:
+            if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
+                source.model.to(args.device)
+        self.start_loop()
+        use_rollout_progress(self)
+
+    # ---- A rollout in five stages -------------------------------------------------------------------------------
+
+    def make_experience(self, prompts: Prompts, address: tuple[int, ...]) -> Experience:
+        """Responses, scores, log-probs and values, rewards, advantages: of all processes, the same on each."""
+        with timed(self.metrics, "time/generate"):
+            rollout = self.generate(prompts, address)
+        with timed(self.metrics, "time/score"):
+            scores = self.score(rollout)
+            evaluated = self.evaluate_rollout(rollout, scores)
+        return self.shape_and_estimate(self.gather(evaluated))
+
+    def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
+        """One response per prompt from the policy, its randomness a function of the address."""
+        self.model.eval()
+        with self.accelerator.autocast():
+            return self.generator.generate(self.model.policy, prompts.to(self.args.device), address).to("cpu")
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """[B] scores of the reward functions, weighted; each function's mean goes to the metrics."""
+        completions = self.describe(rollout, self.prompts)
+        parts = {name: part.cpu() for name, part in self.reward.parts(completions).items()}
+        scores = self.reward.combine(parts)
+        self.metrics.update({f"reward/{name}": float(part.nanmean()) for name, part in parts.items()})
+        self.samples = completions.examples(scores, 4)
+        return scores
+
+    @torch.no_grad()
+    def evaluate_rollout(self, rollout: Rollout, scores: Tensor) -> EvaluatedRollout:
+        """Log-probs under π_old and π_ref, entropy and values of a rollout, by the training forward without dropout."""
+        self.model.eval()
+        chunks = chunks_by_length(rollout.lengths, self.args.max_tokens_per_micro_batch)
+        parts = [self._evaluate_chunk(rollout.select(rows), scores[rows]) for rows in chunks]
+        return concatenate(parts).select(torch.cat(chunks).argsort())
+
+    def _evaluate_chunk(self, rollout: Rollout, scores: Tensor) -> EvaluatedRollout:
+        with self.accelerator.autocast():
+            here = rollout.to(self.args.device)
+            now: Evaluation = self.model(here)
+            ref_logprobs = self.reference.logprobs(here, self.args.temperature)
+        none = torch.zeros_like(now.logprobs)
+        old = rollout.sampler_logprobs if self.args.old_logprobs == "sampler" else now.logprobs
+        seen: dict[str, Any] = {
+            "logprobs": old,
+            "ref_logprobs": ref_logprobs,
+            "entropy": now.entropy,
+            "values": none if now.values is None else now.values,
+            "bootstrap_values": none[:, 0] if now.bootstrap_values is None else now.bootstrap_values,
+        }
+        return EvaluatedRollout(**rollout.tensors(), scores=scores, **{k: v.float().cpu() for k, v in seen.items()})
+
+    def shape_and_estimate(self, seen: EvaluatedRollout) -> Experience:
+        """Scores and KL to per-token rewards (SPEC §2.2), rewards and values to Ψ and returns (SPEC §3, 4)."""
+        args, mask = self.args, seen.action_mask
+        kl = kl_penalty(seen.logprobs, seen.ref_logprobs, args.kl_estimator or "k1")
+        in_reward = self.kl_coef.coef if args.kl_in == "reward" else 0.0
+        rewards = token_rewards(self.shape_scores(seen), kl, in_reward, mask)
+        shaped = masked_whiten(rewards, mask, shift_mean=False) if args.whiten_rewards else rewards
+        bootstrap = torch.where(seen.terminated, 0.0, seen.bootstrap_values) if args.bootstrap_truncated else None
+        options = PsiOptions(gamma=args.gamma, gae_lambda=args.gae_lambda, bootstrap_values=bootstrap)
+        psi = PSI[self.algorithm.psi](shaped, seen.values, mask, options)
+        returns = torch.where(mask, psi + seen.values, 0.0)
+        advantages = masked_whiten(psi, mask) if args.whiten_advantages else psi
+        self.metrics.update(rollout_metrics(seen, rewards, returns, self.kl_coef.coef))
+        check_start(self, seen)
+        return Experience(
+            **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
+            scores=seen.scores,
+            old_logprobs=seen.logprobs,
+            ref_logprobs=seen.ref_logprobs,
+            values=seen.values,
+            rewards=shaped,
+            advantages=advantages,
+            returns=returns,
+        )
+
+    def shape_scores(self, seen: EvaluatedRollout) -> Tensor:
+        """[B] scores after the missing-EOS penalty (SPEC §2.5), clipping and running normalisation (SPEC §2.6)."""
+        args = self.args
+        scores = missing_eos(seen.scores, seen.terminated, args.missing_eos_penalty or 0.0)
+        if args.reward_clip is not None:
+            scores = clip_scores(scores, args.reward_clip)
+        if args.normalize_scores:
+            self.moments.update(scores)
+            scores = self.moments.normalize(scores)
+        return scores
+
+    def describe(self, rollout: Rollout, prompts: Any) -> Completions:
+        """The rollout as reward functions see it: texts or chat messages, token ids, and the dataset's columns."""
+        rows = prompts.rows.select(rollout.row.tolist())
+        ids = rollout.completion_lists()
+        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        if prompts.is_chat:
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
+        return Completions(rollout, rows["prompt"][:], texts, ids, columns)
+
+    # ---- The objective ------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """L = Σ_tokens (L_policy + c_v·L_value − c_e·H + β·KL) / N, the KL only with `kl_in="loss"` (SPEC §6.7, 6.9).
+
+        Args:
+            model: the actor-critic, wrapped or not. inputs: fields of an `Experience`. return_outputs: also give the
+            per-token quantities, for the metrics. num_items_in_batch: N over the optimiser step and all processes.
+        """
+        args, batch = self.args, Experience(**inputs)
+        now = model(batch, need_entropy=args.ent_coef > 0, detach_trunk=self.warming_up)
+        policy_loss = POLICY_LOSSES[self.algorithm.loss]
+        terms = {"policy": policy_loss(now.logprobs, batch.old_logprobs, batch.advantages, args.policy_loss_options)}
+        weights = {"policy": 0.0 if self.policy_rests else 1.0, "value": args.vf_coef}
+        if now.values is not None:
+            terms["value"] = self.value_loss(now.values, batch)
+        if args.ent_coef > 0:
+            terms["entropy"], weights["entropy"] = now.entropy, -args.ent_coef
+        if args.kl_in == "loss":
+            terms["kl"], weights["kl"] = kl_penalty(now.logprobs, batch.ref_logprobs, "k2"), self.kl_coef.coef
+        per_token = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
+        loss = masked_sum(per_token, batch.action_mask) / num_items_in_batch * self.accelerator.num_processes
+        return (loss, self.observe(now, batch, terms)) if return_outputs else loss
+
+    def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
+        """[B,A] squared error of the values against the returns, clipped around the old values (SPEC §6.5)."""
+        if not self.args.clip_range_value:
+            return squared_error(values, batch.returns)
+        return clipped_squared_error(values, batch.values, batch.returns, self.args.clip_range_value)
+
+    @torch.no_grad()
+    def observe(self, now: Evaluation, batch: Experience, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over response tokens of what the metrics show; padding is in none of them (DETAILS 37)."""
+        per_token = {f"{name}/loss": term for name, term in terms.items()}
+        per_token["policy/ratio"] = ratio(now.logprobs, batch.old_logprobs)
+        per_token["policy/approx_kl"] = approx_kl(now.logprobs, batch.old_logprobs)
+        per_token["policy/clip_fraction"] = clip_fraction(
+            now.logprobs, batch.old_logprobs, batch.advantages, *self.args.clip_ranges
+        )
+        if now.values is not None and self.args.clip_range_value:
+            per_token["value/clip_fraction"] = value_clip_fraction(
+                now.values, batch.values, batch.returns, self.args.clip_range_value
+            )
+        return {name: masked_sum(x.float(), batch.action_mask) for name, x in per_token.items()}
+
+    # ---- Evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Sample one response for each evaluation prompt, always with the same draws, and score them.
+
+        Raises:
+            ValueError: there is no evaluation dataset.
+        """
+        prompts = self.eval_prompts
+        if eval_dataset is not None:
+            prompts = prepare_prompts(eval_dataset, self.processing_class, self.args.max_prompt_length, "eval")
+        if prompts is None:
+            raise ValueError("evaluate() needs prompts: pass `eval_dataset` to it or to the trainer")
+        rollout = self.generate(*self.evaluation_prompts(prompts))
+        parts = self.reward.parts(self.describe(rollout, prompts))
+        seen = self.evaluate_rollout(rollout, self.reward.combine({k: v.cpu() for k, v in parts.items()}))
+        metrics = evaluation_metrics(self.gather(seen), metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: the stock loop would feed prompts to the model as if they were labelled rows."""
+        raise TypeError("a policy has no predict(); use trainer.evaluate(), or trainer.model.generate(...) for text")

@@ -1,0 +1,12 @@
+"""PPO as a preset of the template: Ψ = GAE, clipped ratio, several epochs over each rollout (SPEC §6.3, 7)."""
+
+from __future__ import annotations
+
+from .policy_gradient_trainer import PolicyGradientTrainer
+
+
+class PPOTrainer(PolicyGradientTrainer):
+    """Proximal policy optimisation of a language model (Schulman 2017; Ziegler 2019; SPEC §7).
+
+    Everything is `PolicyGradientTrainer`'s; `PPOConfig` names the algorithm and its usual numbers.
+    """

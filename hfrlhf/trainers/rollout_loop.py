@@ -1,0 +1,335 @@
+"""The clock between rollouts and optimiser steps, kept by `transformers.Trainer` itself.
+
+`state.global_step` is the only clock. With E = num_ppo_epochs, M = num_mini_batches: rollout r = step // (E·M), place
+in its cycle k = step % (E·M), epoch and mini-batch = divmod(k, M). The Trainer asks for the micro-batches of each
+optimiser step (`get_batch_samples`): that is where a rollout is made and where a mini-batch comes from.
+
+Everything random is a function of (seed, rollout, episode): a resumed run reads the same prompts, draws the same tokens
+and shuffles alike, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..core.randomness import permutation
+from ..data.prompts import RolloutSampler, prompt_batch
+from ..experience import Experience, Prompts, chunks_by_length, concatenate
+from .checkpoints import check_output_dir, newest_checkpoint, refuse_changed_settings, write_training_args
+from .metrics import Metrics, check_first_ratio
+from .start_report import first_rollout_report, start_report
+
+# The second word of every address, so that no two uses share their random numbers.
+SAMPLING, SHUFFLING, EVALUATION = 1, 2, 3
+STATE_FILE, BUFFER_FILE = "rollout_state.json", "rollout_buffer.safetensors"
+
+
+@dataclass
+class Cycle:
+    """A rollout in use: its experience, and whether `target_kl` has put the policy to rest until the next one."""
+
+    experience: Experience
+    stopped: bool = False
+    started: float = 0.0
+
+
+class RolloutLoop:
+    """Mixin before `transformers.Trainer`: rollouts, mini-batches, two learning rates, exact resume."""
+
+    loss_is_scaled_for_ga: bool | None = (
+        True  # the loss is divided by the items of the whole optimiser step in compute_loss
+    )
+
+    def start_loop(self: Any) -> None:
+        """Set up the clockwork; at the end of the trainer's construction."""
+        args = self.args
+        self.metrics = Metrics()
+        self.cycle: Cycle | None = None
+        self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
+        self.step_loss = 0.0
+        self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, args.seed)
+        self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
+
+    # ---- The clock ----------------------------------------------------------------------------------------------
+
+    @property
+    def rollout_index(self: Any) -> int:
+        """r: how many rollouts are behind us."""
+        return self.state.global_step // self.args.steps_per_rollout
+
+    @property
+    def step_in_cycle(self: Any) -> int:
+        """k: how many optimiser steps of the current rollout are behind us."""
+        return self.state.global_step % self.args.steps_per_rollout
+
+    @property
+    def warming_up(self: Any) -> bool:
+        """Whether only the critic learns yet."""
+        return self.rollout_index < self.args.critic_warmup_rollouts
+
+    @property
+    def policy_rests(self: Any) -> bool:
+        """Whether the policy stays as it is in this step."""
+        return self.warming_up or (self.cycle is not None and self.cycle.stopped)
+
+    def get_train_dataloader(self: Any) -> DataLoader:
+        """Keeps time only: as many entries as an epoch (one pass over the prompts) has micro-batches."""
+        steps = self.rollouts_per_epoch * self.args.steps_per_rollout
+        return DataLoader(range(steps * self.args.gradient_accumulation_steps), batch_size=1)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self: Any, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], int]:
+        """This process's micro-batches of the next optimiser step, and the step's items over all processes."""
+        for _ in range(num_batches):
+            next(epoch_iterator, None)
+        if self.step_in_cycle == 0:
+            experience = self.make_experience(*self.training_prompts(self.rollout_index))
+            self.after_rollout(experience)
+        experience = self.cycle.experience
+        rows = self.mini_batch_rows(len(experience))
+        items = len(rows) if self.args.loss_normalization == "episodes" else int(experience.action_mask[rows].sum())
+        return [experience.select(r).to(device).tensors() for r in self.deal(rows)], max(1, items)
+
+    def training_prompts(self: Any, rollout: int) -> tuple[Prompts, tuple[int, ...]]:
+        """This process's prompts of a rollout, and the address of its random draws."""
+        rows = self.sampler.indices(rollout).repeat_interleave(self.args.num_generations)
+        mine = torch.arange(len(rows)).tensor_split(self.args.world_size)[self.args.process_index]
+        return prompt_batch(self.prompts, rows[mine], mine), (self.args.seed, SAMPLING, rollout)
+
+    def evaluation_prompts(self: Any, prompts: Any) -> tuple[Prompts, tuple[int, ...]]:
+        """This process's share of the evaluation prompts, and the address of their draws, always the same."""
+        mine = torch.arange(len(prompts.ids)).tensor_split(self.args.world_size)[self.args.process_index]
+        return prompt_batch(prompts, mine, mine), (self.args.seed, EVALUATION)
+
+    def gather(self: Any, record: Any) -> Any:
+        """The records of all processes as one, in the order of their episodes, the same on every process."""
+        if self.args.world_size == 1:
+            return record
+        return concatenate([type(record)(**fields) for fields in gather_object([record.tensors()])])
+
+    def after_rollout(self: Any, experience: Experience) -> None:
+        """Start the cycle of a new rollout; the KL coefficient moves once its rewards are formed (SPEC §2.4)."""
+        self.cycle = Cycle(experience, started=time.perf_counter())
+        self.kl_coef.update(self.metrics.pending["objective/kl"][-1], len(experience))
+        self.metrics.add("episode", (self.rollout_index + 1) * len(experience))
+
+    def mini_batch_rows(self: Any, episodes: int) -> Tensor:
+        """Rows of the experience that the current optimiser step uses: a part of this epoch's permutation."""
+        epoch, mini_batch = divmod(self.step_in_cycle, self.args.num_mini_batches)
+        order = permutation(episodes, (self.args.seed, SHUFFLING, self.rollout_index, epoch))
+        return order.chunk(self.args.num_mini_batches)[mini_batch]
+
+    def deal(self: Any, rows: Tensor) -> list[Tensor]:
+        """This process's G parts of a mini-batch: equal numbers of rows, about equal numbers of tokens for everyone."""
+        piles = self.args.world_size * self.args.gradient_accumulation_steps
+        by_length = rows[self.cycle.experience.lengths[rows].argsort(descending=True, stable=True)].view(-1, piles)
+        by_length[1::2] = by_length[1::2].flip(1)  # there and back again, as cards are dealt in a snake
+        first = self.args.process_index * self.args.gradient_accumulation_steps
+        return [by_length[:, first + i] for i in range(self.args.gradient_accumulation_steps)]
+
+    # ---- An optimiser step --------------------------------------------------------------------------------------
+
+    def training_step(self: Any, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one micro-batch, a chunk of similar lengths at a time."""
+        model.train()
+        if self.whole_model_rests():
+            return self.finish_step(torch.zeros((), device=self.args.device), num_items_in_batch)
+        batch = Experience(**inputs)
+        chunks = chunks_by_length(batch.lengths, self.args.max_tokens_per_micro_batch)
+        total = torch.zeros((), device=self.args.device)
+        for i, rows in enumerate(chunks):
+            is_last = i == len(chunks) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                total += self._chunk_step(model, batch.select(rows), num_items_in_batch)
+        return self.finish_step(total, num_items_in_batch)
+
+    def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any) -> Tensor:
+        loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)
+        self.accelerator.backward(loss)
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return loss.detach()
+
+    def whole_model_rests(self: Any) -> bool:
+        """Whether nothing at all learns in this step: the cycle was stopped and there is no critic apart."""
+        return self.cycle.stopped and self.unwrapped().value_model is None
+
+    def finish_step(self: Any, loss: Tensor, num_items: Any) -> Tensor:
+        """After the last micro-batch of a step: metrics, `target_kl`, and no gradient for a policy that rests."""
+        self.step_loss += float(loss)
+        if not self.accelerator.sync_gradients:
+            return loss
+        self.metrics.add("loss", self._mean_over_processes(self.step_loss))
+        self.step_loss = 0.0
+        if self.sums:
+            self._note(self._token_means())
+        self.sums = {}
+        if self.policy_rests:
+            # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
+            self.unwrapped().stop_policy_gradients(whole=self.cycle.stopped)
+        if self.step_in_cycle == self.args.steps_per_rollout - 1:
+            self._note_times()
+        return loss
+
+    def _mean_over_processes(self: Any, value: float) -> float:
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean"))
+
+    def _token_means(self: Any) -> dict[str, float]:
+        """Means over the response tokens of this optimiser step on all processes."""
+        rows = self.mini_batch_rows(len(self.cycle.experience))
+        count = max(1, int(self.cycle.experience.action_mask[rows].sum()))
+        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self.sums.items()}
+        return {name: float(value) / count for name, value in sums.items()}
+
+    def _note(self: Any, means: dict[str, float]) -> None:
+        self.metrics.update(means)
+        args, kl = self.args, means["policy/approx_kl"]
+        if self.step_in_cycle == 0:
+            check_first_ratio(means["policy/ratio"], args.bf16 or args.fp16)
+        if self.state.global_step == 0 and self.is_world_process_zero():
+            print(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
+        if args.target_kl is not None and kl > 1.5 * args.target_kl:
+            self.cycle.stopped = True
+            self.metrics.add("policy/stopped_at", self.step_in_cycle)
+
+    def _note_times(self: Any) -> None:
+        update = time.perf_counter() - self.cycle.started
+        self.metrics.add("time/update", update)
+        spent = [self.metrics.pending.get(f"time/{part}", [0.0])[-1] for part in ("generate", "score")]
+        self.metrics.add("tokens_per_second", int(self.cycle.experience.action_mask.sum()) / (update + sum(spent)))
+
+    def unwrapped(self: Any) -> Any:
+        """The actor-critic itself."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _prepare_inputs(self: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """To the device, without casting: a cast would round old log-probs."""
+        return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
+
+    # ---- Two learning rates -------------------------------------------------------------------------------------
+
+    def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """The Trainer's optimiser over policy and critic × decay and no decay, each with its learning rate.
+
+        Raises:
+            ValueError: an optimiser that brings its own parameter groups, and would ignore ours.
+        """
+        cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
+        if {"params", "model", "optimizer_dict"} & kwargs.keys():
+            raise ValueError(
+                f"optim={str(args.optim)!r} makes its own parameter groups, so that policy and critic could not have "
+                "their own learning rates; use 'adamw_torch', 'adamw_bnb_8bit' or another plain optimiser"
+            )
+        return cls, kwargs | {"params": self._parameter_groups(model or self.model)}
+
+    def _parameter_groups(self: Any, model: Any) -> list[dict[str, Any]]:
+        decays = set(self.get_decay_parameter_names(model))
+        critic = {name for name, _ in self.unwrapped().named_value_parameters()}
+        rates = {"policy": self.args.learning_rate, "value": self.args.value_learning_rate or self.args.learning_rate}
+        groups: dict[tuple[str, bool], list[Any]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(("value" if name in critic else "policy", name in decays), []).append(parameter)
+        return [
+            {"params": groups[key], "lr": rates[key[0]], "weight_decay": self.args.weight_decay if key[1] else 0.0}
+            | {"name": f"{key[0]}/{'decay' if key[1] else 'no_decay'}"}
+            for key in sorted(groups, key=lambda k: (k[0] != "policy", not k[1]))
+        ]
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what is pending to a training log: the means since the last one, over all processes."""
+        if "loss" in logs:
+            pending = self.metrics.drain()
+            logs["loss"] = pending.pop("loss", logs["loss"])
+            logs |= pending
+            critic = [g["lr"] for g in self.optimizer.param_groups if g.get("name", "").startswith("value/")]
+            logs |= {"value_learning_rate": critic[0]} if critic else {}
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    # ---- Start, checkpoint and resume ---------------------------------------------------------------------------
+
+    def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on exactly where a checkpoint ends.
+
+        Raises:
+            FileExistsError: the output folder holds another run and no resume was asked for.
+            ValueError: no checkpoint to resume from, or one of another batch arithmetic.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            refuse_changed_settings(Path(resume_from_checkpoint) / STATE_FILE, self.settings())
+        else:
+            check_output_dir(self.args.output_dir)
+        if self.is_world_process_zero():
+            print(start_report(self))
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+
+    def settings(self: Any) -> dict[str, Any]:
+        """What a resumed run must share with the run it continues."""
+        a = self.args
+        names = ("num_ppo_epochs", "num_mini_batches", "gradient_accumulation_steps", "rollout_batch_size")
+        return {name: getattr(a, name) for name in (*names, "num_generations", "seed")} | {"processes": a.world_size}
+
+    def _save_rng_state(self: Any, output_dir: str) -> None:
+        """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        state = {
+            "settings": self.settings(),
+            "stopped": self.cycle is not None and self.cycle.stopped,
+            "kl_coef": self.kl_coef.state_dict(),
+            "moments": self.moments.state_dict(),
+            "pending": self.metrics.pending,
+        }
+        Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
+        if self.cycle is not None and self.step_in_cycle != 0:
+            tensors = {name: t.contiguous() for name, t in self.cycle.experience.tensors().items()}
+            save_file(tensors, Path(output_dir, BUFFER_FILE))
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        """Beside optimiser and schedule: what `_save_rng_state` wrote."""
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
+        self.kl_coef.load_state_dict(state["kl_coef"])
+        self.moments.load_state_dict(state["moments"])
+        self.metrics.pending = state["pending"]
+        self.cycle = None
+        if self.step_in_cycle != 0:
+            experience = Experience(**load_file(Path(checkpoint, BUFFER_FILE)))
+            self.cycle = Cycle(experience, state["stopped"], started=time.perf_counter())
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The policy as stock transformers or peft load it; beside it critic, tokenizer and settings (JSON)."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.unwrapped().save_pretrained(folder, state_dict)
+        self.processing_class.save_pretrained(folder)
+        write_training_args(self.args, folder)
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Policy and critic from a checkpoint, in place."""
+        self.unwrapped().load_saved(resume_from_checkpoint)
+
+    def _load_best_model(self: Any) -> None:
+        """Policy and critic of the best checkpoint, in place."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,0 +1,74 @@
+"""What a run is about to do, said before it does it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+MIB = 2**20
+
+
+def start_report(trainer: Any) -> str:
+    """Trained parameters per role, episodes, rollouts, optimiser steps, tokens per rollout, memory at least needed."""
+    args, actor_critic = trainer.args, trainer.unwrapped()
+    rollouts = planned_rollouts(trainer)
+    episodes = rollouts * args.rollout_batch_size
+    longest = max(map(len, trainer.prompts.ids)) + args.max_completion_length
+    lines = [
+        f"{args.algorithm} on {len(trainer.prompts.ids):,} prompts",
+        *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
+        f"  plan       {episodes:,} episodes = {rollouts:,} rollouts × {args.rollout_batch_size} "
+        f"({args.num_generations} per prompt); {planned_steps(trainer):,} optimiser steps = rollouts × "
+        f"{args.num_ppo_epochs} epochs × {args.num_mini_batches} mini-batches of {args.mini_batch_size}",
+        f"  tokens     at most {args.rollout_batch_size * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
+        f"per forward; {args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device}",
+        f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
+        "optimiser; activations come on top",
+    ]
+    return "\n".join(lines)
+
+
+def first_rollout_report(kl: float, ratio: float) -> str:
+    """The two numbers that must be 0 and 1 before the first update."""
+    return f"first rollout: KL to the reference {kl:.6f} nats per response, ratio π_θ/π_old {ratio:.6f}"
+
+
+def planned_steps(trainer: Any) -> int:
+    """Optimiser steps of the whole run."""
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    return math.ceil(trainer.args.num_train_epochs * trainer.rollouts_per_epoch * trainer.args.steps_per_rollout)
+
+
+def planned_rollouts(trainer: Any) -> int:
+    """Rollouts of the whole run; the last may be used in part."""
+    return math.ceil(planned_steps(trainer) / trainer.args.steps_per_rollout)
+
+
+def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
+    """Each role of PPO, what plays it, and how much of it is trained."""
+    critic = actor_critic.value_model or actor_critic.value_head
+    apart = "a model of its own" if actor_critic.value_model is not None else "a head on the policy's trunk"
+    return {
+        "policy": f"{type(actor_critic.policy).__name__}, {_counts(actor_critic.policy)}",
+        "reference": trainer.reference.source,
+        "critic": "none" if critic is None else f"{apart}, {_counts(critic)}",
+        "reward": ", ".join(source.name for source in trainer.reward.sources),
+    }
+
+
+def _counts(model: nn.Module) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{trained:,} of {sum(p.numel() for p in model.parameters()):,} parameters trained"
+
+
+def estimated_bytes(trainer: Any) -> int:
+    """Bytes of every model once, of gradients and Adam's two moments for what is trained."""
+    sources = [source for source in (trainer.reference, *trainer.reward.sources) if hasattr(source, "model")]
+    models = [trainer.unwrapped(), *(source.model for source in sources)]
+    parameters = {id(p): p for model in models for p in model.parameters()}.values()
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    return held + 3 * trained
