@@ -1,0 +1,92 @@
+"""What every kind of dataset needs: columns checked with errors that teach, texts turned into token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+
+def check_dataset(dataset: Any, needed: Sequence[str], purpose: str, name: str) -> None:
+    """Refuse what is not a dataset, is empty, or lacks a column.
+
+    Args:
+        dataset: what was passed. needed: its columns. purpose: what a dataset with these columns is called and holds.
+        name: what to call the dataset in messages.
+
+    Raises:
+        TypeError: not a `datasets.Dataset`.
+        ValueError: no rows, or a column is missing.
+    """
+    if isinstance(dataset, Mapping):
+        raise TypeError(f"the {name} dataset holds several splits, {list(dataset)}; pass one: dataset[{name!r}]")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"the {name} dataset must be a datasets.Dataset (one split, not streaming), got {type(dataset).__name__}; "
+            "a list of rows becomes one by `Dataset.from_list(rows)`, a stream by `Dataset.from_list(list(stream))`"
+        )
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}; {purpose}; this one has "
+            f"{dataset.column_names}"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"the {name} dataset is empty")
+
+
+def kind_of_column(values: Sequence[Any], column: str, name: str) -> str:
+    """Whether a column holds "text" or "chat" (lists of messages with `role` and `content`).
+
+    Raises:
+        TypeError: it holds something else, or both. ValueError: it holds a null.
+    """
+    kinds = set()
+    for row, value in enumerate(values):
+        if value is None:
+            raise ValueError(f"the {name} dataset has a null in column {column!r}, row {row}; remove or fill such rows")
+        kind = "text" if isinstance(value, str) else "chat" if _is_chat(value) else None
+        if kind is None:
+            raise TypeError(
+                f"column {column!r} of the {name} dataset must hold text, or chat messages [{{'role': …, 'content': "
+                f"…}}, …]; row {row} holds {str(value)[:80]!r} ({type(value).__name__})"
+            )
+        kinds.add(kind)
+    if len(kinds) > 1:
+        raise TypeError(f"column {column!r} of the {name} dataset mixes text and chat messages")
+    return kinds.pop()
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_message(message) for message in value)
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def check_chat_template(tokenizer: Any, kind: str, name: str) -> None:
+    """Refuse chat data where the tokenizer cannot render it.
+
+    Raises:
+        ValueError: chat data and no chat template.
+    """
+    if kind == "chat" and not tokenizer.chat_template:
+        raise ValueError(
+            f"the {name} dataset holds chat messages, but the tokenizer has no chat template; set "
+            "`tokenizer.chat_template`, or give the data as text"
+        )
+
+
+def encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
+    """Token ids of texts, with the tokenizer's own special tokens if asked for, but never two BOS."""
+    encoded = tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
+    bos = tokenizer.bos_token_id
+    # A text that already begins with BOS gets no second one.
+    return [ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids for ids in encoded]
+
+
+def without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """A prompt is not over: the EOS that some tokenizers append to every text does not belong."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids

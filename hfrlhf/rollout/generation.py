@@ -1,0 +1,277 @@
+"""Sampling responses: prompts in, a `Rollout` out.
+
+The decode loop is our own, for three things `generate()` of transformers does not do: each token is drawn by inverse
+CDF from numbers addressed by episode, so that the text depends neither on batch nor on process; its log-prob is
+recorded as it is drawn; and rows that are done leave the loop. `generate()` is the oracle it is tested against.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..core.randomness import uniforms
+from ..experience import Prompts, Rollout
+from .sampling import draw, warn_of_own_sampling
+
+# Rows that are done leave once they are this share of the batch: copying the cache of the rest costs about a step.
+LEAVING_SHARE = 1 / 16
+# Prompts at least this share as long as the longest of their group are prefilled together, fewer tokens always.
+SIMILAR_LENGTH, SMALL_GROUP = 3 / 4, 256
+# Beyond this many rows a forward is no more efficient per row.
+MOST_ROWS = 512
+
+
+class Generator(Protocol):
+    """A backend that samples responses."""
+
+    def generate(self, model: Any, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
+        """One response per prompt from the model, random only in the address and the prompts' episodes."""
+        ...
+
+
+@dataclass(frozen=True)
+class TransformersGenerator:
+    """Samples with the transformers model itself.
+
+    Args:
+        max_completion_length: A, tokens a response may have, the stop token included.
+        temperature: divides the logits. 0 takes the most probable token each time, for evaluation; the log-probs are
+            then those at temperature 1.
+        stop_token_id: token that ends a response; None if only the length does.
+        max_rows: rows decoded at once; by default what a cache of a quarter of the device's memory holds (of 1 GiB on
+            the CPU).
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+
+    max_completion_length: int
+    temperature: float = 1.0
+    stop_token_id: int | None = None
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length={self.max_completion_length}: a response has at least 1 token")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(
+                f"temperature={self.temperature}: use a positive number (1.0 samples from the model as it is), or 0 "
+                "for the most probable token"
+            )
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows}: at least one row is decoded at a time; None sets no limit")
+
+    @torch.no_grad()
+    def generate(self, model: Any, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
+        """One response per prompt, a function of the model, the prompt, the address and the prompt's episode.
+
+        Args:
+            model: causal language model of transformers, plain or wrapped by PEFT; used in eval mode, and left in the
+                mode it was in.
+            prompts: P columns. address: of the random numbers, e.g. (seed, rollout).
+
+        Returns:
+            the rows in the order of the prompts, on their device; A is the length of the longest response.
+
+        Raises:
+            ValueError: prompt and response do not fit the model's positions.
+            FloatingPointError: the model's probabilities are not finite.
+        """
+        warn_of_own_sampling(model, self.temperature)
+        self._check_positions(model, prompts)
+        steps, device = self.max_completion_length, prompts.input_ids.device
+        # Two numbers per token, see `draw`.
+        numbers = uniforms(address, prompts.episode, 2 * steps).view(-1, steps, 2)
+        tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(prompts), steps, device=device)
+        with evaluation_mode(model):
+            for rows in self._batches(model, prompts):
+                tokens[rows], logprobs[rows] = self._decode(model, prompts.select(rows), numbers[rows])
+        return self._rollout(prompts, tokens, logprobs)
+
+    def _check_positions(self, model: Any, prompts: Prompts) -> None:
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = int(prompts.attention_mask.sum(-1).max()) if len(prompts) else 0
+        if most is not None and longest + self.max_completion_length > most:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens and max_completion_length={self.max_completion_length}, but "
+                f"{type(model).__name__} has positions for {most}; lower `max_prompt_length` or `max_completion_length`"
+            )
+
+    def _batches(self, model: Any, prompts: Prompts) -> list[Tensor]:
+        """Rows that are decoded together: neighbours in length, as many as memory allows, shared out evenly."""
+        if not len(prompts):
+            return []
+        lengths = prompts.attention_mask.sum(-1)
+        rows = self.max_rows or rows_that_fit(model, int(lengths.max()) + self.max_completion_length)
+        return list(lengths.argsort(stable=True).tensor_split(math.ceil(len(lengths) / rows)))
+
+    def _decode(self, model: Any, prompts: Prompts, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """[b,A] tokens and log-probs for prompts in ascending length; behind a row's stop token they mean nothing."""
+        device, steps = model.device, self.max_completion_length
+        batch = DecodingBatch(model, prompts.to(device), steps)
+        numbers = numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)  # mps has no float64
+        tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(prompts), steps, device=device)
+        rows = torch.arange(len(prompts), device=device)  # which rows the lines of the batch are
+        running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        logits = batch.prefill()
+        for step in range(steps):
+            drawn, logprobs[rows, step] = draw(logits, numbers[rows, step], self.temperature)
+            tokens[rows, step] = drawn
+            if self.stop_token_id is not None:
+                running = running & (drawn != self.stop_token_id)
+            count = int(running.sum())
+            if count == 0 or step == steps - 1:
+                break
+            if batch.can_drop and len(rows) - count >= LEAVING_SHARE * len(rows):
+                keep = running.nonzero().squeeze(1)
+                batch.keep(keep)
+                rows, drawn, running = rows[keep], drawn[keep], running[keep]
+            logits = batch.step(drawn)
+        return tokens, logprobs
+
+    def _rollout(self, prompts: Prompts, tokens: Tensor, logprobs: Tensor) -> Rollout:
+        """Prompts and responses as one record, everything behind the first stop token blanked."""
+        stops = torch.zeros_like(tokens, dtype=torch.bool)
+        if self.stop_token_id is not None:
+            stops = tokens == self.stop_token_id
+        mask = stops.cumsum(-1) - stops.long() == 0  # no stop token before this one
+        longest = int(mask.sum(-1).max()) if len(prompts) else 0
+        mask, tokens, logprobs = mask[:, :longest], tokens[:, :longest], logprobs[:, :longest]
+        logprobs = torch.where(mask, logprobs, 0.0)
+        if not logprobs.isfinite().all():
+            broken = (~logprobs.isfinite()).any(-1)
+            raise FloatingPointError(
+                f"the policy gives no finite probabilities in {int(broken.sum())} of {len(broken)} responses; its "
+                "weights or activations are NaN or infinite: lower the learning rate, or compute in bfloat16 or float32"
+            )
+        return Rollout(
+            input_ids=torch.cat([prompts.input_ids, torch.where(mask, tokens, 0)], dim=1),
+            attention_mask=torch.cat([prompts.attention_mask.bool(), mask], dim=1),
+            action_mask=mask,
+            terminated=stops.any(-1),
+            episode=prompts.episode,
+            row=prompts.row,
+            sampler_logprobs=logprobs,
+        )
+
+
+class DecodingBatch:
+    """The rows of a decode loop: their KV cache, attention mask and next positions."""
+
+    def __init__(self, model: Any, prompts: Prompts, max_completion_length: int):
+        self.model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config = base.config
+        accepted = inspect.signature(base.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
+        lengths = prompts.attention_mask.sum(-1)
+        self.lengths = lengths.tolist()
+        self.width = self.lengths[-1]  # columns so far; they are sorted
+        self.ids = prompts.input_ids[:, -self.width :]
+        self.mask = pad(prompts.attention_mask[:, -self.width :].bool(), (0, max_completion_length), value=True)
+        self.padded = self.lengths[0] < self.width
+        self.next_position = lengths[:, None]
+        self.cache = DynamicCache(config=self.config)
+        # Other kinds of cache (linear attention, say) may not be able to lose rows, or not to be joined.
+        kinds = {type(layer) for layer in self.cache.layers}
+        self.can_join = kinds == {DynamicLayer}
+        self.can_drop = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+    def prefill(self) -> Tensor:
+        """Run the prompts; [b,V] logits of the first response token."""
+        groups = similar_lengths(self.lengths) if self.can_join else [slice(0, len(self.lengths))]
+        caches = [self.cache] if len(groups) == 1 else [DynamicCache(config=self.config) for _ in groups]
+        logits = torch.cat([self._prefill_group(rows, cache) for rows, cache in zip(groups, caches, strict=True)])
+        if len(caches) > 1:
+            join(caches, self.cache, self.width)
+        return logits
+
+    def _prefill_group(self, rows: slice, cache: DynamicCache) -> Tensor:
+        width = self.lengths[rows][-1]
+        mask = self.mask[rows, self.width - width : self.width]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids = self.ids[rows, self.width - width :]
+        return self._forward(ids, mask if self.lengths[rows][0] < width else None, positions, cache)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token to every row; [b,V] logits of the next."""
+        self.width += 1
+        mask = self.mask[:, : self.width] if self.padded else None
+        logits = self._forward(tokens[:, None], mask, self.next_position, self.cache)
+        self.next_position = self.next_position + 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Let only the given rows stay."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.next_position = self.mask[rows], self.next_position[rows]
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
+        # The cache is asked for here, whatever config.use_cache and gradient checkpointing have set (DETAILS 29).
+        options = self.options | {self.cache_name: cache, "use_cache": True}
+        if self.takes_positions:
+            options["position_ids"] = positions  # left-padded rows would count their padding (DETAILS 2)
+        return self.model(input_ids=ids, attention_mask=mask, **options).logits[:, -1]
+
+
+def similar_lengths(lengths: list[int]) -> list[slice]:
+    """Ascending lengths cut into groups that are prefilled together with little padding, the longest first cut off."""
+    groups, end = [], len(lengths)
+    while end:
+        begin, longest, tokens = end, lengths[end - 1], 0
+        while begin and (lengths[begin - 1] >= SIMILAR_LENGTH * longest or tokens < SMALL_GROUP):
+            begin, tokens = begin - 1, tokens + longest
+        groups.append(slice(begin, end))
+        end = begin
+    return groups[::-1]
+
+
+def join(caches: list[DynamicCache], joined: DynamicCache, width: int) -> None:
+    """Put the rows of several caches below each other in an empty one, padded on the left to a common width."""
+    for index in range(len(joined.layers)):
+        layers: list[Any] = [cache.layers[index] for cache in caches]
+        keys = [pad(layer.keys, (0, 0, width - layer.keys.shape[-2], 0)) for layer in layers]
+        values = [pad(layer.values, (0, 0, width - layer.values.shape[-2], 0)) for layer in layers]
+        joined.update(torch.cat(keys), torch.cat(values), index)
+        for layer in layers:
+            layer.reset()  # frees the parts before the next layer is joined
+
+
+def rows_that_fit(model: Any, tokens: int) -> int:
+    """How many rows of so many tokens a KV cache of a quarter of the device's memory holds (of 1 GiB on the CPU).
+
+    A fixed share, not what happens to be free: a resumed run must form the same batches.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * tokens
+    memory = torch.cuda.get_device_properties(model.device).total_memory // 4 if model.device.type == "cuda" else 2**30
+    return min(MOST_ROWS, max(1, memory // row))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode for a while; afterwards each module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
