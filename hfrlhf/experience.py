@@ -139,32 +139,37 @@ def concatenate(records: Iterable[Any]) -> Any:
     Prompts are padded on the left, responses on the right, so that the widths P and A grow separately.
 
     Raises:
-        ValueError: no record was given.
+        ValueError: no record was given, or a field is a tensor in one record and None in another.
     """
     records = list(records)
     if not records:
         raise ValueError("concatenate() needs at least one record, got none")
-    wide = [name for name, tensor in records[0].tensors().items() if tensor.ndim == 2]
-    widths = {name: max(record.tensors()[name].shape[1] for record in records) for name in wide}
-    parts = [_widen(r, widths) for r in records]
-    fields = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    if len({tuple(record.tensors()) for record in records}) > 1:
+        raise ValueError("concatenate() needs records with the same fields; one has None where another has a tensor")
+    widths = [_widths(record) for record in records]
+    common = tuple(map(max, *widths)) if len(widths) > 1 else widths[0]
+    parts = [_widen(record, common) for record in records]
+    fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return dataclasses.replace(records[0], **fields)
 
 
-# Everything that is laid out along the prompt grows to the left; along the response, to the right.
-_PROMPT_SIDE = {"input_ids", "attention_mask"}
+# Laid out along prompt and response together; every other [B,·] tensor is laid out along the response.
+_WHOLE = {"input_ids", "attention_mask"}
 
 
-def _widen(record: Record, widths: dict[str, int]) -> dict[str, Tensor]:
-    """The record's tensors padded with 0 to the given widths, whatever its own P and A."""
-    fields = dict(record.tensors())
-    right = 0
-    if "action_mask" in widths:
-        right = widths["action_mask"] - fields["action_mask"].shape[1]
-    for name, width in widths.items():
-        missing = width - fields[name].shape[1]
-        after = right if name in _PROMPT_SIDE else missing
-        fields[name] = torch.nn.functional.pad(fields[name], (missing - after, after))
+def _widths(record: Any) -> tuple[int, int]:
+    """(P, A); A is 0 for prompts alone."""
+    response = record.action_mask.shape[1] if isinstance(record, Rollout) else 0
+    return record.input_ids.shape[1] - response, response
+
+
+def _widen(record: Record, common: tuple[int, ...]) -> dict[str, Tensor]:
+    """The record's tensors padded with 0 to common widths (P, A)."""
+    left, right = (wide - own for wide, own in zip(common, _widths(record), strict=True))
+    fields = record.tensors()
+    for name, tensor in fields.items():
+        if tensor.ndim == 2:
+            fields[name] = torch.nn.functional.pad(tensor, (left if name in _WHOLE else 0, right))
     return fields
 
 
