@@ -1,0 +1,190 @@
+"""Reward sources: models read the policy's tokens, functions get keywords, sums leave out silent sources."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hfrlhf.experience import Rollout
+from hfrlhf.rewards.sources import Completions, reward_from_name, reward_source
+
+
+def completions_of(tokenizer, prompts: list[str], answers: list[str]) -> Completions:
+    """A rollout of the given texts, left-padded prompts and right-padded answers with a stop token."""
+    p = [tokenizer(text).input_ids for text in prompts]
+    a = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in answers]
+    width, length = max(map(len, p)), max(map(len, a))
+    ids = [[0] * (width - len(x)) + x + y + [0] * (length - len(y)) for x, y in zip(p, a, strict=True)]
+    mask = [[0] * (width - len(x)) + [1] * len(x + y) + [0] * (length - len(y)) for x, y in zip(p, a, strict=True)]
+    attention = torch.tensor(mask).bool()
+    rows = torch.arange(len(ids))
+    action = attention[:, width:]
+    rollout = Rollout(torch.tensor(ids), attention, action, rows >= 0, rows, rows, torch.zeros(action.shape))
+    return Completions(rollout, prompts, answers, a, {"weight": [1.0, 2.0]})
+
+
+@pytest.fixture
+def tokenizer(tiny_model_folder):
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+@pytest.fixture
+def completions(tokenizer):
+    return completions_of(tokenizer, ["the film", "a very dull story and"], ["is good .", "fine !"])
+
+
+@pytest.fixture
+def reward_folder(tiny_model_folder, tokenizer, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
+    model.config.reward_shift = 0.75
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    return str(tmp_path / "rm")
+
+
+def stock_scores(folder: str, rows: list[list[int]]) -> list[float]:
+    """What stock transformers says of each row alone."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return [float(model(torch.tensor([row])).logits) for row in rows]
+
+
+def test_a_model_scores_the_policys_own_tokens(completions, tokenizer, reward_folder):
+    scores = reward_source(reward_folder, tokenizer)(completions)
+    rows = [p + c for p, c in zip(completions.rollout.prompt_lists(), completions.completion_ids, strict=True)]
+    expected = torch.tensor(stock_scores(reward_folder, rows)) - 0.75
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_with_another_vocabulary_reads_the_text(completions, tokenizer, reward_folder, tiny_model_folder):
+    """Its own tokenizer encodes prompt and completion anew; the policy's ids would mean other words to it."""
+    other = AutoTokenizer.from_pretrained(tiny_model_folder)
+    vocabulary = dict(sorted(other.get_vocab().items(), key=lambda item: -item[1]))
+    from tests.conftest import word_tokenizer
+
+    other = word_tokenizer()
+    from tokenizers import models
+
+    shuffled = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>"])}
+    shuffled |= {word: i + 4 for i, word in enumerate(w for w in vocabulary if w not in shuffled)}
+    other.backend_tokenizer.model = models.WordLevel(shuffled, unk_token="<unk>")
+    scores = reward_source(reward_folder, tokenizer, other)(completions)
+    texts = ["the film is good .", "a very dull story and fine !"]
+    rows = [[1, *(shuffled[word] for word in text.split()), 2] for text in texts]
+    completions_texts = [f" {c}" for c in completions.completions]
+    assert completions_texts == [" is good .", " fine !"]
+    expected = torch.tensor(stock_scores(reward_folder, rows)) - 0.75
+    joined = Completions(completions.rollout, completions.prompts, completions_texts, completions.completion_ids)
+    torch.testing.assert_close(reward_source(reward_folder, tokenizer, other)(joined), expected, atol=1e-5, rtol=0)
+    assert scores.shape == (2,)
+
+
+def test_a_function_gets_texts_ids_and_columns_by_name(completions, tokenizer):
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, weight):
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids)
+        return [w * len(ids) for w, ids in zip(weight, completion_ids, strict=True)]
+
+    scores = reward_source(reward, tokenizer)(completions)
+    assert scores.tolist() == [1.0 * 4, 2.0 * 3]  # three words and a full stop's <eos>; two and <eos>
+    assert seen["prompts"][0] == "the film" and seen["completions"] == ["is good .", "fine !"]
+
+
+def test_a_function_with_kwargs_gets_everything(completions, tokenizer):
+    def reward(completions, **columns):
+        assert set(columns) == {"prompts", "completion_ids", "weight"}
+        return [1, 0]
+
+    assert reward_source(reward, tokenizer)(completions).tolist() == [1.0, 0.0]
+
+
+def test_an_async_function_is_awaited(completions, tokenizer):
+    async def reward(completions, **_):
+        await asyncio.sleep(0)
+        return [float(len(text)) for text in completions]
+
+    assert reward_source(reward, tokenizer)(completions).tolist() == [9.0, 6.0]
+
+
+def test_a_weighted_sum_leaves_out_who_has_no_opinion(completions, tokenizer):
+    def first(completions, **_):
+        return [2.0, None]
+
+    def second(completions, **_):
+        return [10.0, float("nan")]
+
+    def third(completions, **_):
+        return [None, 7.0]
+
+    source = reward_source([first, second, third], tokenizer, weights=[1.0, 0.5, 2.0])
+    assert source(completions).tolist() == [2.0 + 5.0, 14.0]
+
+
+def test_a_row_nobody_judges_is_an_error(completions, tokenizer):
+    with pytest.raises(ValueError, match="completion 1"):
+        reward_source(lambda completions: [1.0, None], tokenizer)(completions)
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        ([1.0], ValueError, "1 scores for 2 completions"),
+        ([1.0, "2"], TypeError, "'2'"),
+        (3.0, TypeError, "must return a list"),
+        ("ab", TypeError, "must return a list"),
+        (None, TypeError, "must return a list"),
+        ([1.0, [2.0]], TypeError, "completion 1"),
+    ],
+)
+def test_a_wrong_result_is_named(completions, tokenizer, result, error, message):
+    def reward(completions):
+        return result
+
+    with pytest.raises(error, match=message):
+        reward_source(reward, tokenizer)(completions)
+
+
+def test_numbers_of_numpy_and_torch_count(completions, tokenizer):
+    numpy = pytest.importorskip("numpy")
+    assert reward_source(lambda completions: numpy.array([1.5, 2.0]).tolist(), tokenizer)(completions).tolist() == [
+        1.5,
+        2,
+    ]
+    assert reward_source(lambda completions: torch.tensor([1.0, 2.0]), tokenizer)(completions).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("functions", "keywords", "error", "message"),
+    [
+        ([], {}, ValueError, "empty"),
+        (None, {}, ValueError, "empty"),
+        ([3.0], {}, TypeError, "float"),
+        ([len], {"weights": [1.0, 2.0]}, ValueError, "reward_weights"),
+        ([len], {"processing_classes": [None, None]}, ValueError, "reward_processing_classes"),
+    ],
+)
+def test_bad_sources_are_refused_at_once(tokenizer, functions, keywords, error, message):
+    with pytest.raises(error, match=message):
+        reward_source(functions, tokenizer, **keywords)
+
+
+def test_sources_of_one_name_are_told_apart(completions, tokenizer):
+    def reward(completions):
+        return [1.0, 2.0]
+
+    parts = reward_source([reward, reward], tokenizer).parts(completions)
+    assert len(parts) == 2 and not any(math.isnan(float(v.sum())) for v in parts.values())
+
+
+def test_functions_by_name(tmp_path):
+    (tmp_path / "mine.py").write_text("def polite(completions):\n    return [42.0 for _ in completions]\n")
+    assert reward_from_name(f"{tmp_path / 'mine.py'}:polite")([None]) == [42.0]
+    assert reward_from_name("math:sqrt")(4.0) == 2.0
+    assert reward_from_name("my-org/my-model") == "my-org/my-model"
+    with pytest.raises(ValueError, match="rude"):
+        reward_from_name(f"{tmp_path / 'mine.py'}:rude")
