@@ -87,7 +87,10 @@ def head_logprobs(
     chunks = _chunks(max(1, len(hidden)), chunk_size or _MIN_CHUNK_SIZE)
 
     def from_chunk(h: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        return _logprobs_from_logits(head(h), a, temperature, need_entropy)
+        logits = head(h)
+        # Autocast is for the head; it would take the sum of the entropy for one more product and round it to 8 bits.
+        with torch.autocast(h.device.type, enabled=False):
+            return _logprobs_from_logits(logits, a, temperature, need_entropy)
 
     parts = [cast(Any, checkpoint)(from_chunk, hidden[rows], targets[rows], use_reentrant=False) for rows in chunks]
     logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -1,0 +1,182 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from hfrlhf.core.kl import (
+    KL_ESTIMATORS,
+    AdaptiveKLController,
+    PenaltyCoefficient,
+    entropy_from_logits,
+    exact_kl,
+    kl_penalty,
+)
+from hfrlhf.core.masking import masked
+
+P, Q = [0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]
+# KL(P ‖ Q) = Σ p·ln(p/q), by hand over the four tokens.
+KL_PQ = sum(p * math.log(p / q) for p, q in zip(P, Q, strict=True))
+
+
+def test_estimators_match_the_vectors(token_rewards_vector, close):
+    inputs = token_rewards_vector["inputs"]
+    kl = kl_penalty(inputs["logprobs"], inputs["ref_logprobs"], inputs["estimator"])
+    close(masked(kl, inputs["action_mask"]), token_rewards_vector["expected"]["kl"])
+
+
+def test_exact_kl_and_entropy_match_the_vectors(exact_kl_entropy_vector, close):
+    inputs, expected = exact_kl_entropy_vector["inputs"], exact_kl_entropy_vector["expected"]
+    close(exact_kl(inputs["logits"], inputs["ref_logits"]), expected["kl"])
+    close(entropy_from_logits(inputs["logits"]), expected["entropy"])
+
+
+def test_adaptive_coefficient_matches_the_vectors(adaptive_kl_vector, close):
+    inputs = adaptive_kl_vector["inputs"]
+    controller = AdaptiveKLController(inputs["init"], inputs["target"], inputs["horizon"])
+    close(
+        [controller.update(kl.item(), inputs["episodes"]) for kl in inputs["kl"]],
+        adaptive_kl_vector["expected"]["kl_coef"],
+    )
+
+
+def test_penalty_coefficient_matches_the_vectors(ppo_penalty_coef_vector, close):
+    inputs = ppo_penalty_coef_vector["inputs"]
+    controller = PenaltyCoefficient(inputs["init"], inputs["target"])
+    close([controller.update(kl.item()) for kl in inputs["kl"]], ppo_penalty_coef_vector["expected"]["coef"])
+
+
+def test_estimators_by_hand():
+    # d = ln 2: k1 = 0.6931, k2 = 0.6931²/2 = 0.2402, k3 = ½ − 1 + 0.6931 = 0.1931.
+    d, zero = torch.tensor([math.log(2.0)]), torch.zeros(1)
+    got = [kl_penalty(d, zero, name).item() for name in ("k1", "k2", "k3")]
+    assert got == pytest.approx([0.693147, 0.240227, 0.193147], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["k1", "k3"])
+def test_the_expectation_is_the_exact_kl(name, close):
+    logp, logq = torch.tensor(P, dtype=torch.float64).log(), torch.tensor(Q, dtype=torch.float64).log()
+    expectation = sum(p * kl for p, kl in zip(P, kl_penalty(logp, logq, name).tolist(), strict=True))
+    close(expectation, KL_PQ)
+    close(exact_kl(logp, logq), KL_PQ)
+
+
+def test_the_expectation_over_whole_responses_is_the_exact_kl(close):
+    # Two tokens, the second distribution depends on the first token; enumerated over the 3² responses.
+    generator = torch.Generator().manual_seed(0)
+    first, second, ref_first, ref_second = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).log_softmax(-1) for shape in [(3,), (3, 3)] * 2
+    )
+    means = {"k1": 0.0, "k3": 0.0}
+    exact = 0.0
+    for a, b in itertools.product(range(3), repeat=2):
+        logprobs, ref_logprobs = torch.stack([first[a], second[a, b]]), torch.stack([ref_first[a], ref_second[a, b]])
+        probability = math.exp(logprobs.sum())
+        exact += probability * (logprobs.sum() - ref_logprobs.sum()).item()
+        for name in means:
+            means[name] += probability * kl_penalty(logprobs, ref_logprobs, name).sum().item()
+    close(list(means.values()), [exact, exact])
+
+
+def test_as_a_loss_k2_has_the_gradient_of_the_kl_and_k1_has_none(close):
+    # Tokens sampled from π_θ: the gradient of Σ stopgrad(p)·k, against the exact ∂KL/∂z_j = p_j·(ln(p_j/q_j) − KL).
+    logq = torch.tensor(Q, dtype=torch.float64).log()
+    expected = {"k1": [0.0] * 4, "k2": [p * (math.log(p / q) - KL_PQ) for p, q in zip(P, Q, strict=True)]}
+    for name, gradient in expected.items():
+        logits = torch.tensor(P, dtype=torch.float64).log().requires_grad_()
+        logp = logits.log_softmax(-1)
+        (logp.detach().exp() * kl_penalty(logp, logq, name)).sum().backward()
+        close(logits.grad, gradient)
+
+
+def test_the_same_policy_has_no_divergence():
+    logprobs = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    for name in KL_ESTIMATORS:
+        assert kl_penalty(logprobs, logprobs.clone(), name).abs().max() == 0
+    assert exact_kl(logprobs, logprobs.clone()).abs().max() == 0
+
+
+def test_k2_and_k3_are_never_negative_and_k3_is_precise_near_zero():
+    d = torch.tensor([-3.0, -1e-4, 1e-4, 2.0])
+    for name in ("k2", "k3"):
+        assert kl_penalty(d, torch.zeros(4), name).min() >= 0
+    # k3(1e-4) = d²/2 − d³/6 + …; computed as e^{−d} − 1 + d in float32 it would have no correct digit.
+    assert kl_penalty(d, torch.zeros(4), "k3")[2].item() == pytest.approx(0.5e-8 - 1e-12 / 6, rel=1e-2)
+
+
+def test_extreme_log_ratios_stay_finite():
+    d = torch.tensor([-1e4, -100.0, 100.0, 1e4], requires_grad=True)
+    kl = kl_penalty(d, torch.zeros(4), "k3")
+    kl.sum().backward()
+    assert kl.isfinite().all()
+    # Far out, −d is held at 20 and the gradient is 0; on the other side k3 grows like d.
+    assert d.grad.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert kl[0].item() == pytest.approx(math.exp(20) - 21)
+
+
+def test_forbidden_tokens_contribute_nothing():
+    logits = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
+    ref_logits = torch.tensor([[math.log(3.0), 0.0, -math.inf]])
+    # Uniform over two tokens against (¾, ¼): ½·ln(½/¾) + ½·ln(½/¼) = ½·ln(4/3).
+    kl, entropy = exact_kl(logits, ref_logits), entropy_from_logits(logits)
+    assert kl.item() == pytest.approx(0.5 * math.log(4 / 3))
+    assert entropy.item() == pytest.approx(math.log(2))
+    (kl + entropy).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_dtypes():
+    for dtype, out in [(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)]:
+        x = torch.zeros(2, 3, dtype=dtype)
+        results = [exact_kl(x, x), entropy_from_logits(x), *(kl_penalty(x, x, name) for name in KL_ESTIMATORS)]
+        assert {result.dtype for result in results} == {out}
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(ValueError, match="'k4'; choose one of k1, k2, k3"):
+        kl_penalty(torch.zeros(1), torch.zeros(1), "k4")
+
+
+def test_adaptive_coefficient_by_hand():
+    # Twice the target: e = clip(1, ±0.2) = 0.2; 100 of 1,000 episodes: 0.2·(1 + 0.2·0.1) = 0.204. Then 3 % below:
+    # e = −0.03, 0.204·(1 − 0.03·0.1) = 0.203388.
+    controller = AdaptiveKLController(init=0.2, target=6.0, horizon=1000)
+    assert controller.update(12.0, 100) == pytest.approx(0.204)
+    assert controller.update(5.82, 100) == pytest.approx(0.203388)
+    assert controller.coef == pytest.approx(0.203388)
+
+
+def test_coefficients_continue_from_a_checkpoint():
+    for make, update in [
+        (lambda: AdaptiveKLController(0.2, 6.0, 1000), lambda c, kl: c.update(kl, 64)),
+        (lambda: PenaltyCoefficient(1.0, 0.01), lambda c, kl: c.update(kl)),
+    ]:
+        whole, first, second = make(), make(), make()
+        expected = [update(whole, kl) for kl in (20.0, 0.001, 3.0)]
+        got = [update(first, 20.0)]
+        second.load_state_dict(first.state_dict())
+        got += [update(second, kl) for kl in (0.001, 3.0)]
+        assert got == expected
+        assert all(type(value) is float for value in first.state_dict().values())
+
+
+@pytest.mark.parametrize("wrong", [{"init": -0.1}, {"target": 0.0}, {"horizon": -5.0}])
+def test_nonsensical_coefficients_are_refused(wrong):
+    with pytest.raises(ValueError, match="positive target and horizon"):
+        AdaptiveKLController(**({"init": 0.1, "target": 6.0, "horizon": 1e4} | wrong))
+    with pytest.raises(ValueError, match="must be positive"):
+        PenaltyCoefficient(init=wrong.get("init", 1.0), target=wrong.get("target", -1.0))
+
+
+def test_too_many_episodes_for_the_horizon_are_refused():
+    controller = AdaptiveKLController(0.2, 6.0, horizon=100)
+    with pytest.raises(ValueError, match="use a horizon above 100, better 5000"):
+        controller.update(0.0, 500)
+    assert controller.update(0.0, 499) > 0
+
+
+def test_a_kl_that_is_not_a_number_is_refused():
+    for controller, arguments in [(AdaptiveKLController(0.2, 6.0, 1e4), (64,)), (PenaltyCoefficient(1.0, 0.1), ())]:
+        with pytest.raises(ValueError, match="KL of this rollout is NaN"):
+            controller.update(math.nan, *arguments)
+        assert math.isfinite(controller.coef)

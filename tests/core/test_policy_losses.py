@@ -1,0 +1,205 @@
+import math
+
+import pytest
+import torch
+
+from hfrlhf.core.masking import masked_mean, masked_sum
+from hfrlhf.core.policy_losses import (
+    POLICY_LOSSES,
+    PolicyLossOptions,
+    approx_kl,
+    clip_fraction,
+    importance_weighted,
+    ppo_clip,
+    ppo_penalty,
+    ratio,
+    score_function,
+)
+
+NAN = math.nan
+LOSSES = {
+    "score_function": lambda new, old, psi: score_function(new, psi),
+    "importance_weighted": importance_weighted,
+    "ppo_clip": lambda new, old, psi: ppo_clip(new, old, psi, 0.2, 0.2),
+    "ppo_clip_dual3": lambda new, old, psi: ppo_clip(new, old, psi, 0.2, 0.2, 3.0),
+    "ppo_penalty": lambda new, old, psi: ppo_penalty(new, old, psi, 0.7),
+}
+
+
+def test_losses_gradients_and_metrics_match_the_vectors(policy_losses_vector, close):
+    inputs, expected = policy_losses_vector["inputs"], policy_losses_vector["expected"]
+    new, old, psi = (inputs[key] for key in ("new_logprobs", "old_logprobs", "advantages"))
+    mask, clip = inputs["action_mask"], (inputs["clip_low"], inputs["clip_high"])
+    new.requires_grad_()
+    losses = {
+        "score_function_loss": score_function(new, psi),
+        "importance_weighted_loss": importance_weighted(new, old, psi),
+        "ppo_clip_loss": ppo_clip(new, old, psi, *clip),
+        "ppo_clip_dual3_loss": ppo_clip(new, old, psi, *clip, dual_clip=3.0),
+        "ppo_penalty_loss_coef_0.7": ppo_penalty(new, old, psi, 0.7),
+    }
+    for name, loss in losses.items():
+        close(masked_mean(loss, mask), expected[name])
+        if (gradient := expected.get(name.replace("loss", "grad"))) is not None:
+            close(torch.autograd.grad(masked_mean(loss, mask), new)[0], gradient)
+    clipped = clip_fraction(new, old, psi, *clip)
+    close(masked_mean(clipped.double(), mask), expected["clip_fraction"])
+    close(masked_mean(approx_kl(new, old), mask), expected["approx_kl_k3"])
+
+
+def _loss_and_gradient(loss, rho, psi):
+    """The per-token loss and its gradient with respect to log ρ."""
+    logprobs = torch.tensor(rho, dtype=torch.float64).log().requires_grad_()
+    value = loss(logprobs, torch.zeros(len(rho), dtype=torch.float64), torch.tensor(psi, dtype=torch.float64))
+    value.sum().backward()
+    return value.tolist(), logprobs.grad.tolist()
+
+
+def test_ppo_clip_by_hand():
+    # ρ, A: clipped where the ratio has moved with the advantage (first and fourth); the others keep their gradient −ρA.
+    value, gradient = _loss_and_gradient(LOSSES["ppo_clip"], [1.5, 1.5, 0.5, 0.5, 1.1], [2.0, -2.0, 2.0, -2.0, 2.0])
+    assert value == pytest.approx([-2.4, 3.0, -1.0, 1.6, -2.2])
+    assert gradient == pytest.approx([0.0, 3.0, -1.0, 0.0, -2.2])
+
+
+def test_the_clip_may_be_asymmetric():
+    value, gradient = _loss_and_gradient(
+        lambda new, old, psi: ppo_clip(new, old, psi, 0.1, 0.3), [1.25, 1.4, 0.85, 0.95], [1.0, 1.0, -1.0, -1.0]
+    )
+    assert value == pytest.approx([-1.25, -1.3, 0.9, 0.95])
+    assert gradient == pytest.approx([-1.25, 0.0, 0.0, 0.95])
+
+
+def test_dual_clip_by_hand():
+    # c = 3: for A = −2 the loss 10 of ρ = 5 is held at 6 and loses its gradient; for A = 2 nothing changes.
+    value, gradient = _loss_and_gradient(LOSSES["ppo_clip_dual3"], [5.0, 2.5, 5.0, 0.5], [-2.0, -2.0, 2.0, -2.0])
+    assert value == pytest.approx([6.0, 5.0, -2.4, 1.6])
+    assert gradient == pytest.approx([0.0, 5.0, 0.0, 0.0])
+
+
+def test_penalty_by_hand():
+    # ρ = 2, A = 1, c = 0.7: −2 + 0.7·(1 − ln 2); gradient −2 + 0.7·(2 − 1).
+    value, gradient = _loss_and_gradient(LOSSES["ppo_penalty"], [2.0], [1.0])
+    assert value == pytest.approx([-2 + 0.7 * (1 - math.log(2))])
+    assert gradient == pytest.approx([-1.3])
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.2, 0.3])
+def test_the_gradient_outside_the_clip_is_exactly_zero(epsilon):
+    # Float32 ratios just outside, where ρ·A and clip(ρ)·A round to the same product for many of these A.
+    psi = torch.linspace(0.5, 1.5, 1001)
+    for sign, bound in ((1, 1 + epsilon), (-1, 1 - epsilon)):
+        just_outside = torch.tensor(bound * (1 + sign * 2e-7)).log()
+        logprobs = just_outside.repeat(1001).requires_grad_()
+        outside = (logprobs.exp() - bound) * sign > 0
+        ppo_clip(logprobs, torch.zeros(1001), sign * psi, epsilon, epsilon).sum().backward()
+        assert outside.all()
+        assert (logprobs.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_at_ratio_one_every_loss_has_the_policy_gradient(name, close):
+    # Through a softmax: the gradient of −log p(a)·Ψ with respect to the logits is −Ψ·(e_a − p).
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    actions, psi = torch.tensor([0, 1, 2, 3, 0, 2]), torch.randn(6, generator=generator, dtype=torch.float64)
+    logprobs = logits.log_softmax(-1)[range(6), actions]
+    LOSSES[name](logprobs, logprobs.detach(), psi).sum().backward()
+    one_hot = torch.eye(4, dtype=torch.float64)[actions]
+    close(logits.grad, -psi[:, None] * (one_hot - logits.detach().softmax(-1)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_weights_and_the_old_policy_get_no_gradient(name):
+    logprobs, old, psi = (torch.tensor([0.3, -0.2], requires_grad=True) for _ in range(3))
+    LOSSES[name](logprobs, old, psi).sum().backward()
+    assert logprobs.grad is not None
+    assert old.grad is None
+    assert psi.grad is None
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_extreme_log_ratios_stay_finite(name):
+    logprobs = torch.tensor([-1e4, -90.0, 90.0, 1e4, 1e4], requires_grad=True)
+    loss = LOSSES[name](logprobs, torch.zeros(5), torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0]))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logprobs.grad.isfinite().all()
+
+
+def test_the_log_ratio_is_held_within_twenty():
+    logprobs = torch.tensor([-25.0, 25.0, 19.0], requires_grad=True)
+    rho = ratio(logprobs, torch.zeros(3))
+    rho.sum().backward()
+    assert rho.tolist() == pytest.approx([math.exp(-20), math.exp(20), math.exp(19)])
+    assert logprobs.grad[:2].tolist() == [0.0, 0.0]
+    assert logprobs.grad[2].item() == pytest.approx(math.exp(19))
+
+
+def test_the_penalty_still_pulls_back_a_token_that_has_nearly_vanished():
+    # The bracket's gradient is ρ − 1: about −1 at ρ = e^−30, so that descent raises the log-prob again.
+    logprobs = torch.tensor([-30.0], requires_grad=True)
+    approx_kl(logprobs, torch.zeros(1)).sum().backward()
+    assert logprobs.grad.item() == pytest.approx(-1.0)
+
+
+def test_clip_fraction_by_hand():
+    # Outside on the side of the advantage: clipped. Outside on the other side, inside, or A = 0: not.
+    rho, psi = [1.5, 1.5, 0.5, 0.5, 1.1, 1.5], [2.0, -2.0, 2.0, -2.0, 2.0, 0.0]
+    logprobs = torch.tensor(rho).log()
+    is_clipped = clip_fraction(logprobs, torch.zeros(6), torch.tensor(psi), 0.2, 0.2)
+    assert is_clipped.tolist() == [True, False, False, True, False, False]
+
+
+def test_approx_kl_is_the_divergence_from_the_old_policy(close):
+    # Tokens sampled from π_old: Σ p_old·bracket = KL(π_old ‖ π_θ), by hand over three tokens.
+    p_old, p_new = [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]
+    bracket = approx_kl(torch.tensor(p_new, dtype=torch.float64).log(), torch.tensor(p_old, dtype=torch.float64).log())
+    expectation = sum(p * b for p, b in zip(p_old, bracket.tolist(), strict=True))
+    close(expectation, sum(p * math.log(p / q) for p, q in zip(p_old, p_new, strict=True)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nan_in_the_old_logprobs_of_padding_reaches_nothing(name):
+    logprobs = torch.tensor([[-1.0, -2.0], [-1.5, 0.0]], requires_grad=True)
+    old, psi = torch.tensor([[-1.1, -2.0], [-1.5, NAN]]), torch.tensor([[1.0, -1.0], [0.5, 0.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    loss = masked_sum(LOSSES[name](logprobs, old, psi), mask)
+    loss.backward()
+    assert loss.isfinite()
+    assert logprobs.grad.isfinite().all()
+    assert logprobs.grad[1, 1] == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_dtypes(name):
+    for dtype, out in [(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)]:
+        x = torch.zeros(2, dtype=dtype)
+        assert LOSSES[name](x, x, x).dtype == out
+    assert ratio(x, x).dtype == approx_kl(x, x).dtype == torch.float32
+
+
+def test_the_table_passes_each_loss_its_options():
+    # ρ = 4: −A·log 4; −4A; clipped at 1.5 (A = 1) or, for A = −1, at the dual clip 2; −4A + 0.5·(3 − ln 4).
+    new, old, psi = torch.full((2,), math.log(4.0)), torch.zeros(2), torch.tensor([1.0, -1.0])
+    options = PolicyLossOptions(clip_low=0.3, clip_high=0.5, dual_clip=2.0, penalty_coef=0.5)
+    bracket = 0.5 * (3 - math.log(4))
+    expected = {
+        "score_function": [-math.log(4), math.log(4)],
+        "importance_weighted": [-4.0, 4.0],
+        "ppo_clip": [-1.5, 2.0],
+        "ppo_penalty": [-4 + bracket, 4 + bracket],
+    }
+    for name, loss in POLICY_LOSSES.items():
+        assert loss(new, old, psi, options).tolist() == pytest.approx(expected[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((-0.1, 0.2), "clip_low must be in"), ((1.1, 0.2), "clip_low must be in"), ((0.2, -0.2), "got 0.2 and -0.2")],
+)
+def test_nonsensical_clips_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ppo_clip(torch.zeros(1), torch.zeros(1), torch.ones(1), *arguments)
+    with pytest.raises(ValueError, match="must be above 1, got 1"):
+        ppo_clip(torch.zeros(1), torch.zeros(1), torch.ones(1), 0.2, 0.2, dual_clip=1.0)
