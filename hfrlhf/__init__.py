@@ -5,6 +5,7 @@ The public names are loaded on first use, so that `import hfrlhf` costs nothing 
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +26,10 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *_HOMES]
+
+
+# On a CPU bitsandbytes warns of a kernel it does not need, in every process that imports PEFT; errors still show.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,127 @@
+"""The command line of the recipes: TRL's parser, with a `--help` that a newcomer can read.
+
+Every field of the given dataclasses is an option; `--config file.yaml` gives them other defaults, and options on the
+command line win over the file. `--help` shows the options one needs, in groups; `--help-all` every one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+from .configs import OLD_NAMES
+
+
+def parse_command_line(
+    dataclass_types: Sequence[Any],
+    description: str | None,
+    shown: Mapping[str, str],
+    argv: Sequence[str] | None = None,
+) -> tuple[Any, ...]:
+    """The dataclasses, filled from the YAML file of `--config` and the command line (`argv`, default `sys.argv[1:]`).
+
+    `description` is the recipe's docstring. `shown` says what `--help` lists: a title, then the names of the fields
+    under it, separated by spaces.
+
+    Raises:
+        ValueError: the file is no mapping; `shown` holds a name that is no field.
+        SystemExit: help was asked for; an option or a name in the file is unknown (the message suggests another), or a
+            value is of the wrong type.
+    """
+    arguments = _split_config(sys.argv[1:] if argv is None else argv)
+    parser = TrlParser(
+        dataclass_types,
+        add_help=False,
+        allow_abbrev=False,  # an abbreviation of today is another option's name tomorrow
+        description=description,
+        usage=_USAGE,
+        formatter_class=_Help,
+    )
+    if "--help-all" in arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    if {"-h", "--help"} & set(arguments):
+        _short_help(parser, shown).print_help()
+        raise SystemExit(0)
+    _refuse_unknown(parser, _names_in(arguments))
+    parsed = parser.parse_args_and_config(arguments)
+    for record in parsed:
+        if str(getattr(record, "resume_from_checkpoint", None)).lower() == "true":
+            record.resume_from_checkpoint = True  # the field is a path, but `True` means the newest checkpoint
+    return parsed
+
+
+_USAGE = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...] [--help | --help-all]"
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's line breaks, adds the defaults, is as wide as this page."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=120)
+
+
+def _split_config(arguments: Sequence[str]) -> list[str]:
+    """`--config=FILE` as two words, the only form that TRL's parser knows."""
+    words: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        words += [name, value] if name == "--config" and equals else [argument]
+    return words
+
+
+def _names_in(arguments: Sequence[str]) -> list[str]:
+    """The names of all options given, on the command line and in the file of `--config`."""
+    names = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
+    if "config" not in names:
+        return names
+    names.remove("config")
+    file = "".join(arguments[arguments.index("--config") + 1 :][:1])
+    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
+    return names + [str(name) for name in settings or {} if name != "env"]
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    for name in names:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = (
+            f"its name here is: {OLD_NAMES[name]}" if name in OLD_NAMES else f"did you mean {near[0]}?" if near else ""
+        )
+        parser.error(f"there is no option {name!r}; {hint or 'see --help-all'}")
+
+
+def _short_help(parser: argparse.ArgumentParser, shown: Mapping[str, str]) -> argparse.ArgumentParser:
+    """A parser only to print: the shown options, in groups, each with the first sentence of its help."""
+    # The parser adds `--no_x` beside a switch `--x` that is on by default: one name, two actions, the first is meant.
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    short = argparse.ArgumentParser(
+        add_help=False, description=parser.description, usage=parser.usage, formatter_class=_Help
+    )
+    for title, names in shown.items():
+        group = short.add_argument_group(title)
+        for name in names.split():
+            if name not in actions:
+                raise ValueError(f"`shown` lists {name!r}, which is no field of the dataclasses")
+            group._add_action(_shortened(actions.pop(name)))
+    short.epilog = f"and {len(actions)} options more: --help-all"
+    return short
+
+
+def _shortened(action: argparse.Action) -> argparse.Action:
+    action.option_strings = action.option_strings[:1]  # without the alias that has hyphens
+    action.help = re.split(r"(?<=[^.]\.)\s", action.help or "")[0]
+    if action.choices is None:
+        is_switch = action.nargs == "?" and action.const is True
+        action.nargs, action.metavar = (0, None) if is_switch else (action.nargs, "X")
+    return action

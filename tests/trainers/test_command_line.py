@@ -1,0 +1,110 @@
+"""The recipes' command line: YAML under options, help that fits a newcomer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from trl import SFTConfig
+
+from hfrlhf.trainers.command_line import parse_command_line
+
+
+@dataclass
+class Options:
+    """Three fields are enough."""
+
+    learning_rate: float = field(default=0.5, metadata={"help": "Step size. Typical: 1e-5 (e.g. for LoRA)."})
+    packing: bool = field(default=False, metadata={"help": "Pack rows."})
+    shuffle: bool = field(default=True, metadata={"help": "Shuffle rows."})
+    name: str | None = None
+
+
+SHOWN = {"the steps": "shuffle learning_rate", "the rest": "packing"}
+
+
+def parse(*argv: str) -> Options:
+    (options,) = parse_command_line((Options,), "What it does.\n\n    an example", SHOWN, argv)
+    return options
+
+
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_options_win_over_the_file_and_the_file_over_defaults(form: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 1e-3\npacking: true\n")
+    config = [word.format(path) for word in form]
+    assert parse() == Options(0.5, False, True, None)
+    assert parse(*config) == Options(1e-3, True, True, None)
+    assert parse(*config, "--learning_rate", "1e-5") == Options(1e-5, True, True, None)
+    assert parse("--learning_rate=2", *config, "--no_shuffle", "--name=a=b") == Options(2.0, True, False, "a=b")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("learning_rat", "did you mean learning_rate?"),  # no abbreviations either
+        ("cliprange", "its name here is: clip_range"),
+        ("quite_unlike", "see --help-all"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_a_hint(
+    name: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"packing: true\n{name}: 1\n")
+    for argv in (["--config", str(path)], [f"--{name}", "1"], [f"--{name}=1"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(*argv)
+        assert stop.value.code == 2
+        assert f"there is no option {name!r}; {hint}" in capsys.readouterr().err
+
+
+def test_the_file_must_be_there() -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+        parse("--config", "gone.yaml")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_shows_the_chosen_options_in_their_groups(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--learning_rate", "3", flag)
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("[--config FILE.yaml] [--OPTION VALUE ...] [--help | --help-all]")
+    assert lines[2:] == [
+        "What it does.",
+        "",
+        "    an example",
+        "",
+        "the steps:",
+        "  --shuffle          Shuffle rows. (default: True)",
+        "  --learning_rate X  Step size. (default: 0.5)",
+        "",
+        "the rest:",
+        "  --packing          Pack rows. (default: False)",
+        "",
+        "and 1 options more: --help-all",
+    ]
+
+
+def test_help_all_shows_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--help-all")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("--shuffle", "--no_shuffle", "--learning_rate", "--packing", "--name"))
+    assert "(e.g. for LoRA)" in out
+
+
+def test_help_refuses_to_show_what_is_not_there() -> None:
+    with pytest.raises(ValueError, match="'warmth', which is no field"):
+        parse_command_line((Options,), "", {"a": "warmth"}, ["--help"])
+
+
+@pytest.mark.parametrize(("given", "expected"), [("True", True), ("true", True), ("runs/a/checkpoint-2",) * 2])
+def test_resume_true_means_the_newest_checkpoint(given: str, expected: object, tmp_path: Path) -> None:
+    argv = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False", "--resume_from_checkpoint", given]
+    (config,) = parse_command_line((SFTConfig,), "", {}, argv)
+    assert config.resume_from_checkpoint is expected or config.resume_from_checkpoint == expected
+    assert isinstance(config.resume_from_checkpoint, type(expected))
