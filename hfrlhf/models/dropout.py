@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 # The module class that every nn.Dropout variant derives from.
 _DROPOUT_MODULE = nn.modules.dropout._DropoutNd
@@ -39,7 +40,7 @@ def _zero_dropout_numbers(thing: Any) -> None:
 
 def _configurations(model: nn.Module) -> Iterator[Any]:
     """The configuration of every part (a composite model's text config too), and those of its adapters."""
-    for module in model.modules():
-        if hasattr(getattr(module, "config", None), "get_text_config"):
-            yield from (module.config, module.config.get_text_config())
+    for config in (getattr(module, "config", None) for module in model.modules()):
+        if isinstance(config, PreTrainedConfig):
+            yield from (config, config.get_text_config())
     yield from getattr(model, "peft_config", {}).values()

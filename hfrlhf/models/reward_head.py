@@ -36,10 +36,12 @@ def head_of(model: Any) -> nn.Linear:
     Raises:
         ValueError: the model has no linear `score` head with one output.
     """
-    head = score_module(model)
-    if isinstance(head, ModulesToSaveWrapper):
-        head = head.modules_to_save[head.active_adapter] if head.active_adapter else head.original_module
-    return head
+    head: Any = score_module(model)
+    if not isinstance(head, ModulesToSaveWrapper):
+        return head
+    adapters = [name for name in head.modules_to_save if name in head.active_adapters]
+    active: Any = head.modules_to_save[adapters[0]] if adapters else head.original_module
+    return active
 
 
 @torch.no_grad()
@@ -74,7 +76,7 @@ def score_module(model: Any) -> nn.Module:
     Raises:
         ValueError: the model has no linear `score` head with one output.
     """
-    head = getattr(without_wrapper(model), "score", None)
+    head: Any = getattr(without_wrapper(model), "score", None)
     inner = head.original_module if isinstance(head, ModulesToSaveWrapper) else head
     if not isinstance(inner, nn.Linear) or inner.out_features != 1:
         found = "no such head" if head is None else f"{inner}"

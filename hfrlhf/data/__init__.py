@@ -1,0 +1,1 @@
+"""Datasets: columns in, tensors out."""

@@ -1,0 +1,1 @@
+"""How good a model is: modules of the `evaluate` library that need no network."""
