@@ -146,8 +146,7 @@ def concatenate(records: Iterable[Any]) -> Any:
         raise ValueError("concatenate() needs at least one record, got none")
     if len({tuple(record.tensors()) for record in records}) > 1:
         raise ValueError("concatenate() needs records with the same fields; one has None where another has a tensor")
-    widths = [_widths(record) for record in records]
-    common = tuple(map(max, *widths)) if len(widths) > 1 else widths[0]
+    common = tuple(max(widths) for widths in zip(*map(_widths, records), strict=True))
     parts = [_widen(record, common) for record in records]
     fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return dataclasses.replace(records[0], **fields)

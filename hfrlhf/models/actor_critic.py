@@ -300,10 +300,9 @@ def load_policy_weights(policy: Any, folder: Path) -> None:
 
 def load_weights(model: Any, folder: Path) -> None:
     """A saved transformers model's safetensors, one file or several, into the model in place, to the bit."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    files = [f for f in files if f.name != VALUE_HEAD_FILE]
+    files = sorted(folder.glob("model*.safetensors"))  # one file, or its shards
     if not files:
-        raise FileNotFoundError(f"{folder} holds no *.safetensors file with the model's weights")
+        raise FileNotFoundError(f"{folder} holds no model*.safetensors with the model's weights")
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = {name for name in missing if name in (model.all_tied_weights_keys or {})}

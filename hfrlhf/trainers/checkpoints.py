@@ -42,6 +42,11 @@ def newest_checkpoint(output_dir: str) -> str:
     return found
 
 
+def saved_step(checkpoint: str) -> int:
+    """The optimiser steps that are behind a checkpoint."""
+    return int(json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"])
+
+
 def refuse_changed_settings(state_file: Path, settings: dict[str, Any]) -> None:
     """Refuse to continue a run with another batch arithmetic: its mini-batches would not be the ones it saved.
 

@@ -33,6 +33,9 @@ OLD_NAMES = {
     "reward_model_path": "the trainer's `reward_funcs`",
     "ds3_gather_for_generation": "nothing: it is done where it is needed",
     "exp_name": "run_name",
+    "top_k": "none: truncated sampling would give tokens whose log-probs are not the sampler's",
+    "top_p": "none: truncated sampling would give tokens whose log-probs are not the sampler's",
+    "min_p": "none: truncated sampling would give tokens whose log-probs are not the sampler's",
 }
 
 

@@ -14,7 +14,8 @@ from transformers import Trainer
 
 from ..algorithms import algorithm_named
 from ..core.advantages import PSI, PsiOptions
-from ..core.kl import kl_coefficient, kl_penalty
+from ..core.kl import kl_penalty
+from ..core.kl_coefficients import kl_coefficient
 from ..core.masking import masked_sum, masked_whiten
 from ..core.policy_losses import POLICY_LOSSES, approx_kl, clip_fraction, ratio
 from ..core.reward_shaping import RunningMoments, clip_scores, missing_eos, token_rewards

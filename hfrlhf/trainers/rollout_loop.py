@@ -24,13 +24,24 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
-from .checkpoints import check_output_dir, newest_checkpoint, refuse_changed_settings, write_training_args
+from .checkpoints import (
+    check_output_dir,
+    newest_checkpoint,
+    refuse_changed_settings,
+    saved_step,
+    write_training_args,
+)
 from .metrics import Metrics, check_first_ratio
-from .start_report import first_rollout_report, start_report
+from .start_report import first_rollout_report, planned_steps, start_report
+
+logger = logging.get_logger(__name__)
 
 # The second word of every address, so that no two uses share their random numbers.
 SAMPLING, SHUFFLING, EVALUATION = 1, 2, 3
@@ -60,6 +71,7 @@ class RolloutLoop:
         self.cycle: Cycle | None = None
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
         self.step_loss = 0.0
+        self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
         self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, args.seed)
         self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
 
@@ -175,6 +187,8 @@ class RolloutLoop:
             return loss
         self.metrics.add("loss", self._mean_over_processes(self.step_loss))
         self.step_loss = 0.0
+        critic = [g["lr"] for g in self.optimizer.param_groups if g.get("name", "").startswith("value/")]
+        self.value_rate = {"value_learning_rate": critic[0]} if critic else {}
         if self.sums:
             self._note(self._token_means())
         self.sums = {}
@@ -256,8 +270,7 @@ class RolloutLoop:
             pending = self.metrics.drain()
             logs["loss"] = pending.pop("loss", logs["loss"])
             logs |= pending
-            critic = [g["lr"] for g in self.optimizer.param_groups if g.get("name", "").startswith("value/")]
-            logs |= {"value_learning_rate": critic[0]} if critic else {}
+            logs |= self.value_rate
         super().log(logs, start_time)  # type: ignore[misc]
 
     # ---- Start, checkpoint and resume ---------------------------------------------------------------------------
@@ -273,11 +286,22 @@ class RolloutLoop:
             resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             refuse_changed_settings(Path(resume_from_checkpoint) / STATE_FILE, self.settings())
+            if saved_step(resume_from_checkpoint) >= planned_steps(self):
+                return self.finished(resume_from_checkpoint)
         else:
             check_output_dir(self.args.output_dir)
         if self.is_world_process_zero():
             print(start_report(self))
         return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+
+    def finished(self: Any, checkpoint: str) -> TrainOutput:
+        """A run that is complete is only loaded: the stock loop would take one more step."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+        logger.warning(
+            f"{checkpoint} is the end of this run ({self.state.global_step} steps): nothing is left to train"
+        )
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""

@@ -30,7 +30,7 @@ class Steps:
         built.optimizer.step = counted
 
 
-# ---- Steps ---------------------------------------------------------------------------------------------------------
+# ---- Steps ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("epochs", "mini_batches", "accumulation"), [(1, 1, 1), (2, 4, 1), (3, 2, 2), (1, 2, 4)])
@@ -128,7 +128,7 @@ def test_log_probs_of_another_temperature_warn(tiny_model_folder, tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_the_temperature_is_in_every_log_prob_and_in_the_entropy(tiny_model_folder, tmp_path, temperature):
-    """Old, new, reference and entropy all divide the logits: the KL is 0, the ratio 1, the entropy that of the sampler."""
+    """Old, new, reference and entropy all divide the logits: KL 0, ratio 1, the entropy of the sampler."""
     built = trainer(
         str(tiny_model_folder), tmp_path, temperature=temperature, num_ppo_epochs=1, num_mini_batches=1, max_steps=1
     )
@@ -156,7 +156,7 @@ def test_dropout_is_off_everywhere(tiny_model_folder, tmp_path):
     assert row["objective/kl"] == 0.0 and row["policy/ratio"] == pytest.approx(1.0, abs=1e-6)
 
 
-# ---- The gradient depends on nothing but the mini-batch ---------------------------------------------------------------
+# ---- The gradient depends on nothing but the mini-batch -------------------------------------------------------------
 
 
 def one_step(folder, tmp_path, **changes):
@@ -342,7 +342,7 @@ def test_no_pad_token_and_pad_equal_eos_train_exactly_alike(tiny_model_folder, t
     assert training_logs(ordinary) == training_logs(other)
 
 
-# ---- Critic, early stop, warm-up --------------------------------------------------------------------------------------
+# ---- Critic, early stop, warm-up ------------------------------------------------------------------------------------
 
 
 def value_model(folder):
@@ -413,7 +413,7 @@ def test_a_critic_of_another_width_works_and_of_another_vocabulary_is_refused(ti
         trainer(str(tiny_model_folder), tmp_path / "b", value_model=other)
 
 
-# ---- Adapters, references, rewards ------------------------------------------------------------------------------------
+# ---- Adapters, references, rewards ----------------------------------------------------------------------------------
 
 
 def test_a_lora_policy_learns_and_its_base_stays(tiny_model_folder, tmp_path):

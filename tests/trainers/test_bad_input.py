@@ -1,0 +1,171 @@
+"""Input that cannot work is refused at construction, with what was passed and what to do."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+
+from hfrlhf import PPOTrainer
+from hfrlhf.trainers.configs import PolicyGradientConfig, PPOConfig
+from tests.trainers.helpers import config, load, prompts, reward, trainer
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_mini_batches": 3}, "use 2 or 4"),
+        ({"rollout_batch_size": 12, "gradient_accumulation_steps": 4}, "multiple of 8"),
+        ({"rollout_batch_size": 8, "per_device_train_batch_size": 16}, "disagree"),
+        ({"num_generations": 3}, "num_generations=3"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"gamma": 1.1}, "gamma"),
+        ({"gae_lambda": -0.1}, "gae_lambda"),
+        ({"clip_range": 0.0}, "clip_range"),
+        ({"clip_range_value": -0.2}, "clip_range_value"),
+        ({"dual_clip": 0.5}, "dual_clip"),
+        ({"kl_coef": -0.05}, "kl_coef"),
+        ({"kl_target": 0.0}, "kl_target"),
+        ({"kl_target": 6.0, "kl_horizon": 1.0}, "kl_horizon"),
+        ({"learning_rate": -1e-5}, "learning_rate"),
+        ({"value_learning_rate": -1e-5}, "value_learning_rate"),
+        ({"num_ppo_epochs": 0}, "num_ppo_epochs"),
+        ({"num_ppo_epochs": 1.5}, "whole number"),
+        ({"max_completion_length": 0}, "max_completion_length"),
+        ({"missing_eos_penalty": -1.0}, "missing_eos_penalty"),
+        ({"vf_coef": -0.1}, "vf_coef"),
+        ({"ent_coef": float("nan")}, "ent_coef"),
+        ({"target_kl": 0.0}, "target_kl"),
+        ({"kl_estimator": "k4"}, "kl_estimator"),
+        ({"kl_in": "nowhere"}, "kl_in"),
+        ({"kl_in": "loss", "kl_estimator": "k1"}, "gradient of the KL"),
+        ({"loss_normalization": "batch"}, "loss_normalization"),
+        ({"old_logprobs": "guess"}, "old_logprobs"),
+        ({"algorithm": "ppo"}, "ppo_clip"),
+        ({"algorithm": "vpg"}, "on-policy"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"reward_clip": 0.0}, "reward_clip"),
+    ],
+)
+def test_settings(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("cliprange", "clip_range"),
+        ("lam", "gae_lambda"),
+        ("response_length", "max_completion_length"),
+        ("total_episodes", "max_steps"),
+        ("top_p", "truncated sampling"),
+        ("top_k", "truncated sampling"),
+    ],
+)
+def test_old_names_give_the_new_one(tmp_path, name, new):
+    with pytest.raises(TypeError, match=new):
+        PPOConfig(output_dir=str(tmp_path), **{name: 1})
+
+
+def test_old_arguments_give_the_new_one():
+    with pytest.raises(TypeError, match="reward_funcs"):
+        PPOTrainer(model="m", reward_model="r", args=None, train_dataset=None)
+
+
+def test_batches_are_defined_by_their_product(tmp_path):
+    built = PPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_mini_batches=3
+    )
+    assert (built.rollout_batch_size, built.mini_batch_size, built.steps_per_rollout) == (24, 8, 12)
+    derived = PPOConfig(output_dir=str(tmp_path), rollout_batch_size=64, num_mini_batches=4)
+    assert (derived.per_device_train_batch_size, derived.mini_batch_size) == (16, 16)
+
+
+def test_the_defaults_are_the_documented_ones(tmp_path):
+    built = PPOConfig(output_dir=str(tmp_path))
+    assert (built.learning_rate, built.num_ppo_epochs, built.num_mini_batches) == (3e-6, 4, 1)
+    assert (built.gamma, built.gae_lambda, built.clip_range, built.clip_range_value) == (1.0, 0.95, 0.2, 0.2)
+    assert (built.vf_coef, built.kl_coef, built.temperature, built.max_grad_norm) == (0.1, 0.05, 1.0, 1.0)
+    assert (built.adam_epsilon, str(built.lr_scheduler_type.value)) == (1e-5, "linear")
+    assert PolicyGradientConfig(output_dir=str(tmp_path)).steps_per_rollout == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"text": ["the film"]}, "prompt"),
+        ({"prompt": []}, "empty"),
+        ({"prompt": ["the film", None]}, "null|None"),
+        ({"prompt": ["the film", ""]}, "empty"),
+        ({"prompt": ["the film is very good and very bad"] * 3}, "max_prompt_length|long"),
+        ({"prompt": [[{"role": "user", "content": "the film"}]]}, "template"),
+    ],
+)
+def test_prompts(tiny_model_folder, tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(str(tiny_model_folder), tmp_path, train_dataset=Dataset.from_dict(rows), max_prompt_length=4)
+
+
+def test_a_tokenizer_of_another_vocabulary(tiny_model_folder, tmp_path):
+    small = AutoConfig.from_pretrained(tiny_model_folder)
+    small.vocab_size = 10
+    with pytest.raises(ValueError, match="vocabulary ends at 9"):
+        trainer(AutoModelForCausalLM.from_config(small), tmp_path, load(tiny_model_folder)[1])
+
+
+def test_encoder_decoder_models(tiny_model_folder, tmp_path):
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="encoder–decoder"):
+        trainer(t5, tmp_path, load(tiny_model_folder)[1])
+    t5.save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="encoder–decoder"):
+        trainer(str(tmp_path / "t5"), tmp_path, load(tiny_model_folder)[1])
+
+
+def test_a_model_that_is_none(tiny_model_folder, tmp_path):
+    with pytest.raises(TypeError, match="int"):
+        trainer(3, tmp_path, load(tiny_model_folder)[1])
+
+
+def test_a_tokenizer_without_end(tiny_model_folder, tmp_path):
+    lm, tokenizer = load(tiny_model_folder)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="stop_token_id"):
+        trainer(lm, tmp_path, tokenizer)
+
+
+def test_a_wrong_reward_function_stops_before_any_update(tiny_model_folder, tmp_path):
+    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=lambda completions: [1.0])
+    before = built.model.policy.lm_head.weight.detach().clone()
+    with pytest.raises(ValueError, match="1 scores for 8 completions"):
+        built.train()
+    assert before.equal(built.model.policy.lm_head.weight) and built.state.global_step == 0
+
+
+def test_an_optimiser_that_ignores_parameter_groups(tiny_model_folder, tmp_path):
+    built = trainer(str(tiny_model_folder), tmp_path, optim="adamw_torch")
+    built.create_optimizer()
+    names = [group["name"] for group in built.optimizer.param_groups]
+    assert names == ["policy/decay", "policy/no_decay", "value/decay", "value/no_decay"]
+
+
+def test_an_output_path_that_is_a_file(tiny_model_folder, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
+        trainer(str(tiny_model_folder), tmp_path).train()
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_everything_named_in_the_readme_script_works(tiny_model_folder, tmp_path):
+    """Reward functions see the dataset's columns, texts and ids."""
+    seen = {}
+
+    def watching(prompts, completions, completion_ids, number):
+        seen.update(prompts=prompts, number=number, ids=completion_ids)
+        return reward(completions)
+
+    trainer(str(tiny_model_folder), tmp_path, reward_funcs=watching, train_dataset=prompts(), max_steps=1).train()
+    assert all(prompts()[n]["prompt"] == p for n, p in zip(seen["number"], seen["prompts"], strict=True))
+    assert all(len(ids) >= 1 for ids in seen["ids"])

@@ -1,0 +1,123 @@
+"""A resumed run is the uninterrupted run: parameters, optimiser, log and prompts, to the bit (one process)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification
+
+from tests.trainers.helpers import parameters, trainer, training_logs
+
+STEPS = 12  # three rollouts of four steps; twelve prompts and eight episodes a rollout make two rollouts an epoch
+
+
+def run(folder: Path, tmp_path: Path, resume: int | None = None, **changes):
+    """The run with a checkpoint after every step, or its continuation from one of them."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": STEPS, "kl_target": 0.5, "kl_horizon": 80}
+    settings |= {"normalize_scores": True, "weight_decay": 0.1, "learning_rate": 3e-3, "lr_scheduler_type": "cosine"}
+    built = trainer(str(folder), tmp_path, **(settings | changes))
+    built.train(resume_from_checkpoint=None if resume is None else str(tmp_path / "run" / f"checkpoint-{resume}"))
+    return built
+
+
+def assert_same(continued, whole):
+    """Everything that a run leaves."""
+    for (name, p), q in zip(parameters(whole).items(), parameters(continued).values(), strict=True):
+        assert torch.equal(p, q), name
+    states = [b.optimizer.state_dict()["state"] for b in (whole, continued)]
+    for index, state in states[0].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][index][key])), (index, key)
+    assert training_logs(continued) == training_logs(whole)
+    assert torch.equal(continued.cycle.experience.input_ids, whole.cycle.experience.input_ids)
+
+
+# After 4 and 8 a rollout ends, after 8 an epoch too; the others are in the middle of a cycle.
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 8, 9, 11])
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny_model_folder, tmp_path, step):
+    whole = run(tiny_model_folder, tmp_path)
+    assert_same(run(tiny_model_folder, tmp_path, resume=step), whole)
+
+
+@pytest.mark.parametrize("kind", ["lora", "critic apart", "stopped by target_kl", "accumulation", "logs between"])
+def test_every_kind_of_run_resumes(tiny_model_folder, tmp_path, kind):
+    def changes():
+        return {
+            "lora": {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")},
+            "critic apart": {
+                "value_model": AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
+            },
+            "stopped by target_kl": {"target_kl": 1e-6},
+            "accumulation": {"gradient_accumulation_steps": 2},
+            "logs between": {"logging_steps": 3},
+        }[kind]
+
+    whole = run(tiny_model_folder, tmp_path, **changes())
+    assert_same(run(tiny_model_folder, tmp_path, resume=6, **changes()), whole)
+
+
+def test_the_global_generators_do_not_matter(tiny_model_folder, tmp_path):
+    """Everything random has an address: whatever else draws numbers in between changes nothing."""
+    whole = run(tiny_model_folder, tmp_path)
+
+    def disturb(built):
+        original = built.get_batch_samples
+        built.get_batch_samples = lambda *a: (torch.rand(7), original(*a))[1]
+        return built
+
+    disturbed = disturb(trainer(str(tiny_model_folder), tmp_path / "b", **{"max_steps": STEPS} | settings_of(whole)))
+    disturbed.train()
+    for (name, p), q in zip(parameters(whole).items(), parameters(disturbed).values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def settings_of(built):
+    names = ("kl_target", "kl_horizon", "normalize_scores", "weight_decay", "learning_rate", "lr_scheduler_type")
+    return {name: getattr(built.args, name) for name in names}
+
+
+def test_true_takes_the_newest_checkpoint(tiny_model_folder, tmp_path):
+    whole = run(tiny_model_folder, tmp_path)
+    shutil.rmtree(tmp_path / "run" / f"checkpoint-{STEPS}")
+    continued = trainer(str(tiny_model_folder), tmp_path, **settings_of(whole), max_steps=STEPS)
+    continued.train(resume_from_checkpoint=True)
+    assert_same(continued, whole)
+
+
+def test_a_finished_run_is_loaded_and_not_trained_on(tiny_model_folder, tmp_path):
+    whole = run(tiny_model_folder, tmp_path)
+    again = trainer(str(tiny_model_folder), tmp_path, **settings_of(whole), max_steps=STEPS)
+    assert again.train(resume_from_checkpoint=True).global_step == STEPS
+    for (name, p), q in zip(parameters(whole).items(), parameters(again).values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_ppo_epochs": 1}, {"num_mini_batches": 1}, {"rollout_batch_size": 16}, {"seed": 4}]
+)
+def test_another_batch_arithmetic_is_refused(tiny_model_folder, tmp_path, changes):
+    run(tiny_model_folder, tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        run(tiny_model_folder, tmp_path, resume=2, **changes)
+
+
+def test_resuming_from_nothing_says_so(tiny_model_folder, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint"):
+        trainer(str(tiny_model_folder), tmp_path).train(resume_from_checkpoint=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="not a complete checkpoint"):
+        trainer(str(tiny_model_folder), tmp_path).train(resume_from_checkpoint=str(tmp_path / "empty"))
+
+
+def test_a_folder_with_another_run_is_never_written_over(tiny_model_folder, tmp_path):
+    first = trainer(str(tiny_model_folder), tmp_path)
+    first.train()
+    first.save_model()
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint"):
+        trainer(str(tiny_model_folder), tmp_path).train()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
