@@ -6,8 +6,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -81,3 +82,50 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(
+    eos: str = "<eos>", bos: str | None = "<bos>", pad: str | None = "<pad>", adds_eos: bool = False, **options: Any
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 300 tokens, trained here; which special tokens it has and adds is up to the caller.
+
+    `prefix_space=True` starts every text with a space, as some tokenizers do; `chat=True` gives it a chat template
+    whose turns end with <|im_end|>.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=options.get("prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
+    special = dict.fromkeys(
+        [t for t in (pad, bos, eos) if t] + ["<|im_start|>", "<|im_end|>"] * options.get("chat", False)
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the film was a good story", "the actor is very dull and bad"] * 4, trainer)
+    template = f"{bos} $A" if bos else "$A"
+    ids = [(t, tokenizer.token_to_id(t)) for t in dict.fromkeys(t for t in (bos, eos) if t)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{template} {eos}" if adds_eos else template, special_tokens=ids
+    )
+    names = {"eos_token": eos, "bos_token": bos, "pad_token": pad}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{k: v for k, v in names.items() if v})
+    made.chat_template = CHAT_TEMPLATE if options.get("chat") else None
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """Builds real tokenizers: see `byte_tokenizer`."""
+    return byte_tokenizer

@@ -16,8 +16,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from .columns import check_chat_template, check_dataset, encode, kind_of_column, without_eos
+
 logger = logging.getLogger(__name__)
 
+PURPOSE = "a preference dataset has 'chosen' and 'rejected', optionally 'prompt' and 'margin'"
 IDS = ("chosen_ids", "rejected_ids")
 
 
@@ -84,15 +87,15 @@ def encode_responses(tokenizer: Any, prompts: Sequence[Any], completions: Sequen
     rendered = [RENDERERS[kind](tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
     heads, wholes = [head for head, _ in rendered], [head + tail for head, tail in rendered]
     special = kind == "text"  # a chat template writes its special tokens itself
-    head_ids = [_without_eos(tokenizer, ids) for ids in _encode(tokenizer, heads, special)]
-    whole_ids = _encode(tokenizer, wholes, special)
+    head_ids = [without_eos(tokenizer, ids) for ids in encode(tokenizer, heads, special)]
+    whole_ids = encode(tokenizer, wholes, special)
     joined = []
     for (_, tail), head, whole in zip(rendered, head_ids, whole_ids, strict=True):
         # Where the prompt's tokens open the whole text, the rest is what a policy would write. Where a word grew over
         # the boundary it is not, and the completion is tokenised by itself. (Doing that always would give a
         # tokenizer that starts every text with a space one that nobody wrote.)
         is_prefix = whole[: len(head)] == head
-        joined.append(whole if is_prefix else head + _encode(tokenizer, [tail], special=False)[0])
+        joined.append(whole if is_prefix else head + encode(tokenizer, [tail], special=False)[0])
     return [_closed(tokenizer, ids) for ids in joined]
 
 
@@ -108,18 +111,6 @@ def _render_chat(tokenizer: Any, prompt: list[Any], completion: list[Any]) -> tu
 
 
 RENDERERS: dict[str, Callable[[Any, Any, Any], tuple[str, str]]] = {"text": _render_text, "chat": _render_chat}
-
-
-def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
-    encoded = tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
-    bos = tokenizer.bos_token_id
-    # A text that already begins with BOS gets no second one.
-    return [ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids for ids in encoded]
-
-
-def _without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """A prompt is not over: the EOS that some tokenizers append to every text does not belong."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _closed(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -180,53 +171,17 @@ def check_pairs(dataset: Any, name: str) -> str:
     Raises:
         TypeError, ValueError: as `prepare_pairs` says.
     """
-    if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"the {name} dataset must be a datasets.Dataset (one split, not streaming), got {type(dataset).__name__}"
-        )
-    missing = [column for column in ("chosen", "rejected") if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}; a preference dataset has "
-            f"'chosen' and 'rejected', optionally 'prompt' and 'margin'; this one has {dataset.column_names}"
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"the {name} dataset is empty")
+    check_dataset(dataset, ["chosen", "rejected"], PURPOSE, name)
     if "margin" in dataset.column_names:
         _check_margins(dataset["margin"][:], name)
     columns = [column for column in ("prompt", "chosen", "rejected") if column in dataset.column_names]
-    kinds = {column: _kind_of_column(dataset[column][:], column, name) for column in columns}
+    kinds = {column: kind_of_column(dataset[column][:], column, name) for column in columns}
     if len(set(kinds.values())) > 1:
         raise TypeError(
             f"the columns of the {name} dataset do not match: {kinds}; give all as text or all as chat messages (where "
             "'chosen' and 'rejected' already hold the prompt, remove the column 'prompt')"
         )
     return kinds["chosen"]
-
-
-def _kind_of_column(values: list[Any], column: str, name: str) -> str:
-    kinds = set()
-    for row, value in enumerate(values):
-        if value is None:
-            raise ValueError(f"the {name} dataset has a null in column {column!r}, row {row}; remove or fill such rows")
-        kind = "text" if isinstance(value, str) else "chat" if _is_chat(value) else None
-        if kind is None:
-            raise TypeError(
-                f"column {column!r} of the {name} dataset must hold text, or chat messages [{{'role': …, 'content': "
-                f"…}}, …]; row {row} holds {str(value)[:80]!r} ({type(value).__name__})"
-            )
-        kinds.add(kind)
-    if len(kinds) > 1:
-        raise TypeError(f"column {column!r} of the {name} dataset mixes text and chat messages")
-    return kinds.pop()
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_message(message) for message in value)
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
 def _check_margins(values: list[Any], name: str) -> None:
@@ -247,8 +202,4 @@ def check_tokenizer(tokenizer: Any, kind: str, name: str) -> None:
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, with which every response ends; set `tokenizer.eos_token`")
-    if kind == "chat" and not tokenizer.chat_template:
-        raise ValueError(
-            f"the {name} dataset holds chat messages, but the tokenizer has no chat template; set "
-            "`tokenizer.chat_template`, or give the data as text"
-        )
+    check_chat_template(tokenizer, kind, name)
