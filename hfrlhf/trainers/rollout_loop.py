@@ -31,6 +31,7 @@ from transformers.utils import logging
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
+from ..hub.model_card import write_model_card
 from .checkpoints import (
     check_output_dir,
     newest_checkpoint,
@@ -39,6 +40,7 @@ from .checkpoints import (
     write_training_args,
 )
 from .metrics import Metrics, check_first_ratio
+from .policy_card import policy_card
 from .start_report import first_rollout_report, planned_steps, start_report
 
 logger = logging.get_logger(__name__)
@@ -68,6 +70,8 @@ class RolloutLoop:
         """Set up the clockwork; at the end of the trainer's construction."""
         args = self.args
         self.metrics = Metrics()
+        self.samples: list[dict[str, Any]] = []  # a few completions of the newest rollout, with their scores
+        self.card: dict[str, Any] = {}  # what a recipe knows and the model card should say
         self.cycle: Cycle | None = None
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
         self.step_loss = 0.0
@@ -349,6 +353,12 @@ class RolloutLoop:
         self.unwrapped().save_pretrained(folder, state_dict)
         self.processing_class.save_pretrained(folder)
         write_training_args(self.args, folder)
+        write_model_card(folder, policy_card(self))
+
+    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Write our card where the Trainer, on a push, would write its own."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, policy_card(self))
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         """Policy and critic from a checkpoint, in place."""
