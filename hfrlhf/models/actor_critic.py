@@ -118,7 +118,9 @@ class ActorCritic(nn.Module):
     ) -> None:
         """Switch on activation checkpointing in policy and critic."""
         for model in self._models():
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+            # transformers < 5.21 knows only the older name.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable(activation_checkpointing_kwargs, **kwargs)
             if isinstance(model, PeftModel):
                 # A frozen embedding gives the first checkpointed block no input that needs a gradient.
                 model.enable_input_require_grads()
