@@ -67,12 +67,12 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
 
 def test_a_missing_path_is_not_sought_on_the_hub(tmp_path: Path) -> None:
     for name in (str(tmp_path / "nowhere"), "./nowhere", "nowhere.jsonl"):
-        with pytest.raises(FileNotFoundError, match="there is no file or folder .*nowhere.*looked from"):
+        with pytest.raises(FileNotFoundError, match=r"there is no file or folder .*nowhere.*looked from"):
             load_splits(name)
 
 
 def test_an_unreachable_hub_name_says_that_both_places_were_tried() -> None:
-    with pytest.raises(FileNotFoundError, match="'someone/pairs' is neither a local file or folder .* nor a dataset"):
+    with pytest.raises(FileNotFoundError, match=r"'someone/pairs' is neither a local file or folder .* nor a dataset"):
         load_splits("someone/pairs")
 
 
@@ -95,7 +95,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_configuration_is_for_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'default'.* is for Hub datasets"):
+    with pytest.raises(ValueError, match=r"'default'.* is for Hub datasets"):
         load_splits(str(tmp_path), "default")
 
 

@@ -98,7 +98,9 @@ def test_chat_with_and_without_a_prompt_column_is_the_same(make_tokenizer, expli
 def test_a_template_without_eos_gets_one(make_tokenizer) -> None:
     """An EOS of an earlier turn is not the end."""
     tokenizer = make_tokenizer(chat=True, bos=None)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<eos>{% endif %}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}<eos>{% endif %}{% endfor %}"
+    )
     (ids,) = encode_responses(tokenizer, [[]], [[USER, ANSWER]], "chat")
     assert tokenizer.decode(ids) == "the film<eos>a good story<eos>"
 
@@ -117,7 +119,9 @@ def test_pairs_with_a_side_too_long_are_left_out_counted_and_reported(make_token
     tokenizer = make_tokenizer()
     # "the film" is 2 tokens, 4 with BOS and EOS; each more is one word more.
     data = pairs(
-        chosen=["the film", "the film was good", "the film"], rejected=["the", "the", "the film is bad"], margin=[1, 2, 3]
+        chosen=["the film", "the film was good", "the film"],
+        rejected=["the", "the", "the film is bad"],
+        margin=[1, 2, 3],
     )
     with caplog.at_level(logging.WARNING):
         prepared = prepare_pairs(data, tokenizer, 4, "eval")
