@@ -21,7 +21,7 @@ def with_padding_token(tokenizer: Any, vocabulary: int) -> Any:
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = next(_padding_candidates(tokenizer, vocabulary))
+    tokenizer.add_special_tokens({"pad_token": next(_padding_candidates(tokenizer, vocabulary))})
     return tokenizer
 
 
