@@ -35,7 +35,7 @@ def clipped_squared_error(values: Tensor, old_values: Tensor, returns: Tensor, c
 def value_clip_fraction(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
     """Where the clip of `clipped_squared_error` decides the loss (and the gradient is 0); its mean is the metric.
 
-        |V_t − V_old| > ε_v and (clip(V_t, V_old ± ε_v) − R_t)² > (V_t − R_t)²                         (SPEC §6.5)
+        (clip(V_t, V_old ± ε_v) − R_t)² > (V_t − R_t)²,  which implies |V_t − V_old| > ε_v             (SPEC §6.5)
 
     Shapes: values, old_values, returns [B,A] -> [B,A] bool.
 
@@ -43,8 +43,7 @@ def value_clip_fraction(values: Tensor, old_values: Tensor, returns: Tensor, cli
         ValueError: a range that is not positive.
     """
     held = _held_near(values, old_values, clip_range)
-    is_outside = (values - old_values).abs() > clip_range
-    return is_outside & (squared_error(held, returns) > squared_error(values, returns))
+    return squared_error(held, returns) > squared_error(values, returns)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

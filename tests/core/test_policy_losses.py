@@ -86,15 +86,18 @@ def test_penalty_by_hand():
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.2, 0.3])
 def test_the_gradient_outside_the_clip_is_exactly_zero(epsilon):
-    # Float32 ratios just outside, where ρ·A and clip(ρ)·A round to the same product for many of these A.
-    psi = torch.linspace(0.5, 1.5, 1001)
-    for sign, bound in ((1, 1 + epsilon), (-1, 1 - epsilon)):
-        just_outside = torch.tensor(bound * (1 + sign * 2e-7)).log()
-        logprobs = just_outside.repeat(1001).requires_grad_()
-        outside = (logprobs.exp() - bound) * sign > 0
-        ppo_clip(logprobs, torch.zeros(1001), sign * psi, epsilon, epsilon).sum().backward()
-        assert outside.all()
+    # The first float32 ratios outside, times 1,001 advantages: often ρ·A and clip(ρ)·A round to the same number.
+    advantages, ties = torch.linspace(0.5, 1.5, 1001), 0
+    for sign, bound in ((1, torch.tensor(1 + epsilon)), (-1, torch.tensor(1 - epsilon))):
+        around = bound.log() + sign * torch.arange(-40, 40) * 1e-8
+        outside = around[((around.exp() - bound) * sign > 0) & ((around.exp() - bound).abs() < 3e-7)]
+        logprobs, psi = torch.cartesian_prod(outside, sign * advantages).unbind(-1)
+        logprobs = logprobs.clone().requires_grad_()
+        ppo_clip(logprobs, torch.zeros_like(psi), psi, epsilon, epsilon).sum().backward()
+        assert len(psi) >= 1001
         assert (logprobs.grad == 0).all()
+        ties += (logprobs.exp() * psi == bound * psi).sum().item()
+    assert ties > 0
 
 
 @pytest.mark.parametrize("name", LOSSES)

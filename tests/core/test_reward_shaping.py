@@ -22,8 +22,8 @@ def test_token_rewards_by_hand():
 
 
 def test_token_rewards_do_not_depend_on_the_side_of_the_padding():
-    kl, mask = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[False, True, True]])
-    assert token_rewards(torch.tensor([10.0]), kl, 0.5, mask).tolist() == [[0.0, -0.5, 9.0]]
+    kl, mask = torch.tensor([[0.0, 1.0, 2.0]] * 2), torch.tensor([[False, True, True], [False, False, True]])
+    assert token_rewards(torch.tensor([10.0, 20.0]), kl, 0.5, mask).tolist() == [[0.0, -0.5, 9.0], [0.0, 0.0, 19.0]]
 
 
 def test_the_sum_of_rewards_is_the_regularised_score():
