@@ -92,7 +92,7 @@ class TransformersGenerator:
         self._check_positions(model, prompts)
         steps, device = self.max_completion_length, prompts.input_ids.device
         # Two numbers per token, see `draw`.
-        numbers = uniforms(address, prompts.episode, 2 * steps).view(-1, steps, 2)
+        numbers = uniforms(address, prompts.episode, 2 * steps).view(len(prompts), steps, 2)
         tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
         logprobs = torch.zeros(len(prompts), steps, device=device)
         with evaluation_mode(model):
@@ -211,7 +211,8 @@ class DecodingBatch:
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to every row; [b,V] logits of the next."""
         self.width += 1
-        mask = self.mask[:, : self.width] if self.padded else None
+        # A recurrent model has seen its padding once and for all.
+        mask = self.mask[:, : self.width] if self.padded and self.cache_name == "past_key_values" else None
         logits = self._forward(tokens[:, None], mask, self.next_position, self.cache)
         self.next_position = self.next_position + 1
         return logits
@@ -258,9 +259,12 @@ def rows_that_fit(model: Any, tokens: int) -> int:
     A fixed share, not what happens to be free: a resumed run must form the same batches.
     """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize * tokens
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:  # no attention: a state of fixed size
+        return MOST_ROWS
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    row = 2 * config.num_hidden_layers * key_value_heads * head_dim * model.dtype.itemsize * tokens
     memory = torch.cuda.get_device_properties(model.device).total_memory // 4 if model.device.type == "cuda" else 2**30
     return min(MOST_ROWS, max(1, memory // row))
 
