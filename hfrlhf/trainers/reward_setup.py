@@ -38,7 +38,10 @@ def trainable_reward_model(model: Any, tokenizer: Any, args: RewardConfig, peft_
         raise ValueError(f"{peft_config.peft_type} changes the prompt, not the weights; use LoRA (peft.LoraConfig)")
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = "SEQ_CLS"  # with it PEFT trains and saves the head too, whatever the task type was
-    return get_peft_model(prepare_quantized(reward_model, bool(args.gradient_checkpointing)), peft_config)
+    base = prepare_quantized(reward_model, bool(args.gradient_checkpointing))
+    with torch.random.fork_rng():  # PEFT draws the new adapter from the global generator
+        torch.manual_seed(args.seed)
+        return get_peft_model(base, peft_config)
 
 
 def longest_input(max_length: int | None, model: Any) -> int:
