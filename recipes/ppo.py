@@ -1,39 +1,40 @@
 """Align a language model with PPO: prompts and a reward in, a better model out.
 
-Without arguments, the embedded demo: a small world of its own, nothing to download, a few minutes on two CPU cores:
+Without arguments, the embedded demo: a small world of its own, nothing to download, a few minutes on two CPU cores.
+Else a model, prompts (column `prompt`, text or chat messages; a name on the Hub, a folder with train.jsonl and
+test.jsonl, or one file) and rewards: models that recipes/reward.py trained, Python functions as FILE.py:FUNCTION, or
+several of them, which are summed. Examples:
 
     accelerate launch recipes/ppo.py
-
-With your own model, prompts (column `prompt`, text or chat messages; a Hub name, a folder or a file) and rewards
-(trained by recipes/reward.py, or a Python function as `my_rewards.py:polite`):
-
-    accelerate launch recipes/ppo.py --model_name_or_path my-sft-model --dataset_name my-prompts \
-        --reward_funcs my-reward-model --output_dir runs/my-ppo
-
-or everything in a file, and single values on top of it:
-
-    accelerate launch recipes/ppo.py --config recipes/configs/ppo_reviews.yaml --learning_rate 5e-5
+    python recipes/ppo.py --model_name_or_path MODEL --dataset_name PROMPTS --reward_funcs runs/reward \\
+        --output_dir runs/ppo
+    python recipes/ppo.py --config recipes/configs/ppo_reviews.yaml --learning_rate 5e-5
+    accelerate launch recipes/ppo.py --config recipes/configs/ppo_reviews.yaml --use_peft --push_to_hub
 """
 
 import sys
 from dataclasses import dataclass, field
 
 from hfrlhf import PPOConfig, PPOTrainer
-from hfrlhf.data.loading import load_splits
+from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
 from hfrlhf.rewards.sources import reward_from_name
 from hfrlhf.trainers.callbacks import CompletionsCallback, CurvesCallback
+from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 SHOWN = {
-    "data, models, rewards": "dataset_name model_name_or_path reward_funcs value_model dtype use_peft load_in_4bit "
-    "output_dir",
-    "rollouts": "rollout_batch_size max_completion_length temperature missing_eos_penalty kl_coef kl_target gamma "
-    "gae_lambda",
-    "updates": "learning_rate num_train_epochs max_steps num_ppo_epochs num_mini_batches clip_range vf_coef ent_coef "
-    "target_kl max_tokens_per_micro_batch bf16 gradient_checkpointing seed",
-    "logs, checkpoints, Hub": "save_steps eval_steps resume_from_checkpoint push_to_hub",
+    "data and models": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype reward_funcs "
+    "value_model output_dir",
+    "rollouts": "num_train_epochs max_steps rollout_batch_size num_generations max_prompt_length max_completion_length "
+    "temperature stop_token_id",
+    "the reward": "missing_eos_penalty reward_clip reward_weights kl_coef kl_target whiten_rewards gamma gae_lambda",
+    "the update": "learning_rate value_learning_rate num_ppo_epochs num_mini_batches clip_range vf_coef ent_coef "
+    "target_kl max_tokens_per_micro_batch gradient_accumulation_steps bf16 gradient_checkpointing use_cpu seed",
+    "adapters": "use_peft lora_r load_in_4bit",
+    "logs, checkpoints, Hub": "logging_steps eval_strategy eval_steps report_to save_strategy save_steps "
+    "resume_from_checkpoint push_to_hub hub_model_id",
 }
 
 
@@ -43,51 +44,52 @@ class PPOArguments(ScriptArguments):
 
     reward_funcs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Reward models (Hub names or folders) and functions (file.py:function), summed."},
+        metadata={"help": "Reward models (Hub names or folders) and Python functions (FILE.py:FUNCTION), summed."},
     )
     value_model: str | None = field(
         default=None,
-        metadata={
-            "help": "Critic of its own: a reward model or language model. Default: a head on the policy's trunk."
-        },
+        metadata={"help": "A critic of its own, a reward or language model. Default: a head on the policy's trunk."},
     )
 
 
 def main() -> None:
-    """Parse, build, train, save."""
-    script, args, model_args = parse_command_line((PPOArguments, PPOConfig, ModelConfig), __doc__, SHOWN)
-    quantization = get_quantization_config(model_args)
-    policy = load_policy(
-        model_args.model_name_or_path,
-        quantization,
-        dtype=model_args.dtype,
-        revision=model_args.model_revision,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=model_args.trust_remote_code,
-    )
+    """Parse, load, train, evaluate, save, push."""
+    script, args, model = parse_command_line((PPOArguments, PPOConfig, ModelConfig), __doc__, SHOWN)
+    needed = {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}
+    for name, value in (needed | {"reward_funcs": script.reward_funcs}).items():
+        if not value:
+            raise SystemExit(f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it")
+    if not args.resume_from_checkpoint:
+        check_output_dir(args.output_dir)
     data = load_splits(script.dataset_name, script.dataset_config)
+    loading = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
+    given = {name: value for name, value in loading.items() if value is not None}
     trainer = PPOTrainer(
-        model=policy,
+        model=load_policy(model.model_name_or_path, get_quantization_config(model), **given),
         reward_funcs=[reward_from_name(name) for name in script.reward_funcs],
         args=args,
-        train_dataset=data[script.dataset_train_split],
-        eval_dataset=data.get(script.dataset_test_split) if args.eval_strategy != "no" else None,
-        processing_class=load_tokenizer(None, model_args.model_name_or_path),
+        train_dataset=split_of(data, script.dataset_train_split, script.dataset_name),
+        eval_dataset=data.get(script.dataset_test_split),
+        processing_class=load_tokenizer(None, model.model_name_or_path),
         value_model=script.value_model,
         callbacks=[CurvesCallback()],
-        peft_config=get_peft_config(model_args),
+        peft_config=get_peft_config(model),
     )
+    trainer.card |= {"datasets": [script.dataset_name], "figures": ["curves.png"]}
     trainer.add_callback(CompletionsCallback(trainer))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if trainer.eval_dataset is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_state()
     trainer.save_model()
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    if len(sys.argv) > 1:
+        main()
+    else:
         from hfrlhf.demo import run_demo
 
         run_demo()
-    else:
-        main()

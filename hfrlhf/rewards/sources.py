@@ -1,164 +1,33 @@
-"""Reward sources: sampled responses in, one score per response out."""
+"""From what a user passes as `reward_funcs` to the one source a trainer uses: a weighted sum of sources."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import inspect
-import math
 import runpy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ..experience import Rollout, chunks_by_length, left_aligned
 from ..models.dropout import disable_dropout
-from ..models.loading import check_vocabulary
-from ..models.reward_model import last_token_scores, load_reward_model
+from ..models.reward_model import load_reward_model
+from .completions import Completions, RewardSource
+from .function_reward import FunctionReward
+from .model_reward import ModelReward
 
-
-@dataclass(frozen=True)
-class Completions:
-    """What a reward source may look at.
-
-    prompts and completions are texts, or lists of chat messages where the prompts are chats; completion_ids are the
-    sampled tokens, stop token included, without padding; columns are the dataset's other columns, row by row.
-    """
-
-    rollout: Rollout
-    prompts: list[Any]
-    completions: list[Any]
-    completion_ids: list[list[int]]
-    columns: dict[str, list[Any]] = field(default_factory=dict)
-
-    def examples(self, scores: Tensor, n: int) -> list[dict[str, Any]]:
-        """The first n as rows to show or to keep."""
-        rows = zip(self.prompts[:n], self.completions, scores.tolist(), strict=False)
-        return [{"prompt": prompt, "completion": completion, "score": score} for prompt, completion, score in rows]
-
-
-class RewardSource(Protocol):
-    """Scores completions. `name` labels its mean in the metrics."""
-
-    name: str
-
-    def __call__(self, completions: Completions) -> Tensor:
-        """[B] float32 scores; NaN where this source has no opinion."""
-
-
-@dataclass
-class ModelReward:
-    """A reward model: the score of its last real token minus `config.reward_shift` (SPEC §2.1).
-
-    With the policy's own vocabulary it reads the policy's token ids, exactly as sampled; with another, the text is
-    decoded and encoded again with its own tokenizer and chat template (DETAILS 9).
-    """
-
-    model: Any
-    name: str
-    tokenizer: Any
-    policy_tokenizer: Any
-    max_tokens: int = 4096
-
-    def __post_init__(self) -> None:
-        self.reads_ids = self.tokenizer.get_vocab() == self.policy_tokenizer.get_vocab()
-        check_vocabulary(self.model, self.tokenizer, "reward model")
-
-    @torch.no_grad()
-    def __call__(self, completions: Completions) -> Tensor:
-        """[B] scores, a few sequences of similar length at a time."""
-        device = self.model.get_input_embeddings().weight.device
-        ids, mask = self._inputs(completions)
-        scores = torch.zeros(len(ids), device=device)
-        for rows in chunks_by_length(mask.sum(-1), self.max_tokens):
-            width = int(mask[rows].sum(-1).max())
-            part = (ids[rows, :width].to(device), mask[rows, :width].to(device))
-            scores[rows.to(device)] = last_token_scores(self.model, *part)
-        return scores.to(completions.rollout.input_ids.device)
-
-    def _inputs(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        """ids [B,L] and mask [B,L], real tokens first."""
-        if self.reads_ids:
-            ids, lengths = left_aligned(completions.rollout.input_ids, completions.rollout.attention_mask)
-        else:
-            rows = [self._encode(p, c) for p, c in zip(completions.prompts, completions.completions, strict=True)]
-            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-            lengths = torch.tensor([len(row) for row in rows])
-        return ids, torch.arange(ids.shape[1]) < lengths[:, None]
-
-    def _encode(self, prompt: Any, completion: Any) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt + completion).input_ids
-            eos = self.tokenizer.eos_token_id
-            return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-        return self.tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-
-
-@dataclass
-class FunctionReward:
-    """A Python function `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
-
-    It is called with keywords; dataset columns come by their names. None means no opinion on that row.
-    """
-
-    function: Callable[..., Any]
-    name: str
-
-    def __call__(self, completions: Completions) -> Tensor:
-        """[B] scores.
-
-        Raises:
-            TypeError, ValueError: the function returned something other than one number or None per completion.
-        """
-        keywords = dict(completions.columns) | {
-            "prompts": completions.prompts,
-            "completions": completions.completions,
-            "completion_ids": completions.completion_ids,
-        }
-        result = self.function(**accepted(self.function, keywords))
-        if inspect.isawaitable(result):
-            result = asyncio.run(_wait_for(result))
-        return self._checked(result, len(completions.completions))
-
-    def _checked(self, result: Any, expected: int) -> Tensor:
-        if isinstance(result, Tensor):
-            result = result.tolist()
-        if not isinstance(result, Sequence) or isinstance(result, str):
-            raise TypeError(f"reward function {self.name!r} must return a list of numbers, got {type(result).__name__}")
-        if len(result) != expected:
-            raise ValueError(f"reward function {self.name!r} returned {len(result)} scores for {expected} completions")
-        for index, score in enumerate(result):
-            if score is not None and not is_number(score):
-                raise TypeError(
-                    f"reward function {self.name!r} returned {score!r} ({type(score).__name__}) for completion "
-                    f"{index}; a score is a number, or None for no opinion"
-                )
-        return torch.tensor([math.nan if score is None else float(score) for score in result])
-
-
-def is_number(score: Any) -> bool:
-    """Whether a score is a number: Python's, numpy's or a tensor of one element; a bool counts as 0 or 1."""
-    try:
-        float(score)
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(score, str)
-
-
-def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords a function takes: all of them with `**kwargs`, else those it names."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return keywords
-    return {p.name: keywords[p.name] for p in parameters if p.name in keywords}
-
-
-async def _wait_for(result: Any) -> Any:
-    return await result
+__all__ = [
+    "Completions",
+    "FunctionReward",
+    "ModelReward",
+    "RewardSource",
+    "WeightedSum",
+    "reward_from_name",
+    "reward_source",
+]
 
 
 @dataclass

@@ -1,0 +1,39 @@
+"""What a reward source is given, and what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..experience import Rollout
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What a reward source may look at.
+
+    prompts and completions are texts, or lists of chat messages where the prompts are chats; completion_ids are the
+    sampled tokens, stop token included, without padding; columns are the dataset's other columns, row by row.
+    """
+
+    rollout: Rollout
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def examples(self, scores: Tensor, n: int) -> list[dict[str, Any]]:
+        """The first n as rows to show or to keep."""
+        rows = zip(self.prompts[:n], self.completions, scores.tolist(), strict=False)
+        return [{"prompt": prompt, "completion": completion, "score": score} for prompt, completion, score in rows]
+
+
+class RewardSource(Protocol):
+    """Scores completions. `name` labels its mean in the metrics."""
+
+    name: str
+
+    def __call__(self, completions: Completions) -> Tensor:
+        """[B] float32 scores; NaN where this source has no opinion."""

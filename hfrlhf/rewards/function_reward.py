@@ -1,0 +1,78 @@
+"""Python functions as a source of scores."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .completions import Completions
+
+
+@dataclass
+class FunctionReward:
+    """A Python function `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
+
+    It is called with keywords; dataset columns come by their names. None means no opinion on that row.
+    """
+
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, completions: Completions) -> Tensor:
+        """[B] scores.
+
+        Raises:
+            TypeError, ValueError: the function returned something other than one number or None per completion.
+        """
+        keywords = dict(completions.columns) | {
+            "prompts": completions.prompts,
+            "completions": completions.completions,
+            "completion_ids": completions.completion_ids,
+        }
+        result = self.function(**accepted(self.function, keywords))
+        if inspect.isawaitable(result):
+            result = asyncio.run(_wait_for(result))
+        return self._checked(result, len(completions.completions))
+
+    def _checked(self, result: Any, expected: int) -> Tensor:
+        if isinstance(result, Tensor):
+            result = result.tolist()
+        if not isinstance(result, Sequence) or isinstance(result, str):
+            raise TypeError(f"reward function {self.name!r} must return a list of numbers, got {type(result).__name__}")
+        if len(result) != expected:
+            raise ValueError(f"reward function {self.name!r} returned {len(result)} scores for {expected} completions")
+        for index, score in enumerate(result):
+            if score is not None and not is_number(score):
+                raise TypeError(
+                    f"reward function {self.name!r} returned {score!r} ({type(score).__name__}) for completion "
+                    f"{index}; a score is a number, or None for no opinion"
+                )
+        return torch.tensor([math.nan if score is None else float(score) for score in result])
+
+
+def is_number(score: Any) -> bool:
+    """Whether a score is a number: Python's, numpy's or a tensor of one element; a bool counts as 0 or 1."""
+    try:
+        float(score)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(score, str)
+
+
+def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords a function takes: all of them with `**kwargs`, else those it names."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return keywords
+    return {p.name: keywords[p.name] for p in parameters if p.name in keywords}
+
+
+async def _wait_for(result: Any) -> Any:
+    return await result

@@ -1,0 +1,62 @@
+"""Reward models as a source of scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..experience import chunks_by_length, left_aligned
+from ..models.loading import check_vocabulary
+from ..models.reward_model import last_token_scores
+from .completions import Completions
+
+
+@dataclass
+class ModelReward:
+    """A reward model: the score of its last real token minus `config.reward_shift` (SPEC §2.1).
+
+    With the policy's own vocabulary it reads the policy's token ids, exactly as sampled; with another, the text is
+    decoded and encoded again with its own tokenizer and chat template (DETAILS 9).
+    """
+
+    model: Any
+    name: str
+    tokenizer: Any
+    policy_tokenizer: Any
+    max_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        self.reads_ids = self.tokenizer.get_vocab() == self.policy_tokenizer.get_vocab()
+        check_vocabulary(self.model, self.tokenizer, "reward model")
+
+    @torch.no_grad()
+    def __call__(self, completions: Completions) -> Tensor:
+        """[B] scores, a few sequences of similar length at a time."""
+        device = self.model.get_input_embeddings().weight.device
+        ids, mask = self._inputs(completions)
+        scores = torch.zeros(len(ids), device=device)
+        for rows in chunks_by_length(mask.sum(-1), self.max_tokens):
+            width = int(mask[rows].sum(-1).max())
+            part = (ids[rows, :width].to(device), mask[rows, :width].to(device))
+            scores[rows.to(device)] = last_token_scores(self.model, *part)
+        return scores.to(completions.rollout.input_ids.device)
+
+    def _inputs(self, completions: Completions) -> tuple[Tensor, Tensor]:
+        """ids [B,L] and mask [B,L], real tokens first."""
+        if self.reads_ids:
+            ids, lengths = left_aligned(completions.rollout.input_ids, completions.rollout.attention_mask)
+        else:
+            rows = [self._encode(p, c) for p, c in zip(completions.prompts, completions.completions, strict=True)]
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+            lengths = torch.tensor([len(row) for row in rows])
+        return ids, torch.arange(ids.shape[1]) < lengths[:, None]
+
+    def _encode(self, prompt: Any, completion: Any) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt + completion).input_ids
+            eos = self.tokenizer.eos_token_id
+            return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+        return self.tokenizer.apply_chat_template(prompt + completion, return_dict=False)

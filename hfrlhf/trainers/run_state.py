@@ -1,0 +1,133 @@
+"""What a run leaves behind and goes on from: checkpoints with the rollout in use, the saved model, its card."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ..experience import Experience
+from ..hub.model_card import write_model_card
+from .checkpoints import (
+    check_output_dir,
+    newest_checkpoint,
+    refuse_changed_settings,
+    saved_step,
+    write_training_args,
+)
+from .policy_card import policy_card
+from .start_report import planned_steps, start_report
+
+logger = logging.get_logger(__name__)
+
+STATE_FILE, BUFFER_FILE = "rollout_state.json", "rollout_buffer.safetensors"
+
+
+@dataclass
+class Cycle:
+    """A rollout in use: its experience, and whether `target_kl` has put the policy to rest until the next one."""
+
+    experience: Experience
+    stopped: bool = False
+    started: float = 0.0
+
+
+class RunState:
+    """Mixin before `transformers.Trainer`: what is saved, and how a run starts or goes on."""
+
+    def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on exactly where a checkpoint ends.
+
+        Raises:
+            FileExistsError: the output folder holds another run and no resume was asked for.
+            ValueError: no checkpoint to resume from, or one of another batch arithmetic.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            refuse_changed_settings(Path(resume_from_checkpoint) / STATE_FILE, self.settings())
+            if saved_step(resume_from_checkpoint) >= planned_steps(self):
+                return self.finished(resume_from_checkpoint)
+        else:
+            check_output_dir(self.args.output_dir)
+        if self.is_world_process_zero():
+            print(start_report(self))
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+
+    def finished(self: Any, checkpoint: str) -> TrainOutput:
+        """A run that is complete is only loaded: the stock loop would take one more step."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+        logger.warning(
+            f"{checkpoint} is the end of this run ({self.state.global_step} steps): nothing is left to train"
+        )
+        return TrainOutput(self.state.global_step, 0.0, {})
+
+    def settings(self: Any) -> dict[str, Any]:
+        """What a resumed run must share with the run it continues."""
+        a = self.args
+        names = ("num_ppo_epochs", "num_mini_batches", "gradient_accumulation_steps", "rollout_batch_size")
+        return {name: getattr(a, name) for name in (*names, "num_generations", "seed")} | {"processes": a.world_size}
+
+    def _save_rng_state(self: Any, output_dir: str) -> None:
+        """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        state = {
+            "settings": self.settings(),
+            "stopped": self.cycle is not None and self.cycle.stopped,
+            "kl_coef": self.kl_coef.state_dict(),
+            "moments": self.moments.state_dict(),
+            "pending": self.metrics.pending,
+        }
+        Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
+        if self.cycle is not None and self.step_in_cycle != 0:
+            tensors = {name: t.contiguous() for name, t in self.cycle.experience.tensors().items()}
+            save_file(tensors, Path(output_dir, BUFFER_FILE))
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        """Beside optimiser and schedule: what `_save_rng_state` wrote."""
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
+        self.kl_coef.load_state_dict(state["kl_coef"])
+        self.moments.load_state_dict(state["moments"])
+        self.metrics.pending = state["pending"]
+        self.cycle = None
+        if self.step_in_cycle != 0:
+            experience = Experience(**load_file(Path(checkpoint, BUFFER_FILE)))
+            self.cycle = Cycle(experience, state["stopped"], started=time.perf_counter())
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The policy as stock transformers or peft load it; beside it critic, tokenizer and settings (JSON)."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.unwrapped().save_pretrained(folder, state_dict)
+        self.processing_class.save_pretrained(folder)
+        write_training_args(self.args, folder)
+        write_model_card(folder, policy_card(self))
+
+    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Write our card where the Trainer, on a push, would write its own."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, policy_card(self))
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Policy and critic from a checkpoint, in place."""
+        self.unwrapped().load_saved(resume_from_checkpoint)
+
+    def _load_best_model(self: Any) -> None:
+        """Policy and critic of the best checkpoint, in place."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
