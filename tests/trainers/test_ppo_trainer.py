@@ -477,6 +477,18 @@ def test_a_trained_policy_loads_with_stock_transformers(tiny_model_folder, tmp_p
     assert not list((tmp_path / "run").rglob("*.bin"))
 
 
+def test_the_entropy_bonus_raises_the_entropy(tiny_model_folder, tmp_path):
+    """Nothing else to learn (a constant score, no critic loss): the distribution gets flatter, not sharper."""
+    lm, tokenizer = load(tiny_model_folder)
+    with torch.no_grad():
+        lm.lm_head.weight.mul_(20)  # begin far from uniform
+    quiet = {"kl_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1e9, "reward_funcs": lambda completions: [0.0] * 8}
+    built = trainer(lm, tmp_path, tokenizer, ent_coef=1.0, max_steps=24, **quiet)
+    built.train()
+    entropies = [row["objective/entropy"] for row in training_logs(built)]
+    assert entropies[-1] > entropies[0] + 0.2
+
+
 def test_the_reward_rises_on_a_task_that_can_be_learnt(tiny_model_folder, tmp_path):
     """Say `good`: within forty small rollouts the score more than doubles."""
     built = trainer(

@@ -1,0 +1,46 @@
+"""The README's script runs as it stands, with a reader's own model, reward model and prompts put in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def script() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    return next(block for block in blocks if "PPOTrainer(" in block)
+
+
+def test_the_script_is_about_ten_lines():
+    assert len([line for line in script().splitlines() if line.strip()]) <= 14
+
+
+def test_the_script_trains_and_saves(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    reward_model = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
+    reward_model.save_pretrained(tmp_path / "my-reward-model")
+    tokenizer.save_pretrained(tmp_path / "my-reward-model")
+    AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path / "my-sft-model")
+    tokenizer.save_pretrained(tmp_path / "my-sft-model")
+    (tmp_path / "my-prompts").mkdir()
+    Dataset.from_dict({"prompt": ["the film", "a story"] * 8}).to_json(tmp_path / "my-prompts" / "train.jsonl")
+    code = script()
+    assert "rollout_batch_size=64" in code and "max_completion_length=128" in code
+    small = code.replace("rollout_batch_size=64", "rollout_batch_size=8, max_steps=4, use_cpu=True, save_strategy='no'")
+    exec(compile(small.replace("max_completion_length=128", "max_completion_length=4"), "README.md", "exec"), {})
+    AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "mine")
+
+
+@pytest.mark.parametrize("heading", ["Run it", "Test it"])
+def test_each_command_block_starts_from_a_clone(heading):
+    """A block installs what it needs in an environment of its own, torch first."""
+    text = README.read_text(encoding="utf-8")
+    block = re.search(rf"## {heading}\n.*?```bash\n(.*?)```", text, re.S).group(1).splitlines()
+    assert "venv" in block[0] and block[1].startswith("pip install torch")
