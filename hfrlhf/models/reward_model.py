@@ -23,6 +23,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from .padding import with_padding_token
+from .quantization import keep_training_format
 from .reward_head import backbone_of, head_of, init_reward_head, score_module, with_score_head, without_wrapper
 
 __all__ = [
@@ -150,6 +151,7 @@ def _from_name(name: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
     new_head = {key for key in missing if key.split(".")[0] == "score"}
     if missing - new_head:
         raise ValueError(f"{name} lacks weights that {type(model).__name__} needs: {sorted(missing - new_head)[:5]}")
+    keep_training_format(model)  # scores in full precision, and saving leaves the weights as they are
     return with_score_head(model), bool(new_head)
 
 
