@@ -86,6 +86,23 @@ def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
         )
 
 
+def check_positions(model: Any, prompt: int, completion: int) -> None:
+    """Refuse prompts and responses that are longer than the model has positions for.
+
+    Args:
+        prompt: tokens of the longest prompt. completion: tokens a response may have.
+
+    Raises:
+        ValueError: together they are too long.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and prompt + completion > most:
+        raise ValueError(
+            f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the model has positions "
+            f"for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
+        )
+
+
 def load_value_model(value_model: Any, policy: Any) -> nn.Module | str:
     """What `ActorCritic` takes as critic.
 

@@ -8,6 +8,7 @@ The arithmetic of batches, in sequences:
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,6 +242,12 @@ class PolicyGradientConfig(TrainingArguments):
             raise ValueError(
                 f"`kl_estimator={self.kl_estimator!r}` as a loss does not have the gradient of the KL (k1's is 0 in "
                 "expectation); use 'k2' with `kl_in='loss'`"
+            )
+        if self.kl_in == "reward" and self.kl_estimator in ("k2", "k3"):
+            warnings.warn(
+                f"`kl_estimator={self.kl_estimator!r}` in the reward is there to reproduce other work: as a detached "
+                "reward it has a few per cent of the gradient of the KL; 'k1' has all of it",
+                stacklevel=4,
             )
         if self.kl_target is not None and self.episodes_per_rollout >= 5 * self.kl_horizon:
             raise ValueError(

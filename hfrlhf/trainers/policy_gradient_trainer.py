@@ -24,7 +24,7 @@ from ..data.prompts import prepare_prompts
 from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
 from ..models.adapters import with_adapter
-from ..models.loading import check_vocabulary, load_policy, load_tokenizer, load_value_model
+from ..models.loading import check_positions, check_vocabulary, load_policy, load_tokenizer, load_value_model
 from ..models.reference import make_reference
 from ..rewards.sources import Completions, reward_source
 from ..rollout.generation import TransformersGenerator
@@ -89,6 +89,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         policy = load_policy(model, quantization_config)
         check_vocabulary(policy, tokenizer, "policy")
         self._prepare_data(train_dataset, eval_dataset, tokenizer, args)
+        check_positions(policy, max(map(len, self.prompts.ids)), args.max_completion_length)
         policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing))
         self.reference = make_reference(policy, None if ref_model is model else ref_model)
         self.reward = reward_source(

@@ -124,6 +124,16 @@ def test_encoder_decoder_models(tiny_model_folder, tmp_path):
         trainer(str(tmp_path / "t5"), tmp_path, load(tiny_model_folder)[1])
 
 
+def test_more_tokens_than_the_model_has_positions_for(tiny_model_folder, tmp_path):
+    with pytest.raises(ValueError, match="positions for 128"):
+        trainer(str(tiny_model_folder), tmp_path, max_completion_length=128)
+
+
+def test_k3_in_the_reward_warns(tmp_path):
+    with pytest.warns(UserWarning, match="a few per cent"):
+        config(tmp_path, kl_estimator="k3")
+
+
 def test_a_model_that_is_none(tiny_model_folder, tmp_path):
     with pytest.raises(TypeError, match="int"):
         trainer(3, tmp_path, load(tiny_model_folder)[1])
