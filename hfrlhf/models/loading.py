@@ -98,8 +98,8 @@ def check_positions(model: Any, prompt: int, completion: int) -> None:
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and prompt + completion > most:
         raise ValueError(
-            f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the model has positions "
-            f"for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
+            f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the model has "
+            f"positions for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
         )
 
 
