@@ -1,7 +1,7 @@
 """Pure torch functions: the mathematics of the package, with no config object and no input or output.
 
 One room per subject: `masking` (sums and means over valid tokens), `randomness` (numbers with an address), `logprobs`
-(log-probabilities and entropy from hidden states; their gradient in `linear_head`), `kl` (divergences) and
+(log-probabilities and entropy from hidden states; their gradient in `logprob_gradients`), `kl` (divergences) and
 `kl_coefficients` (which follow them), `reward_shaping` (scores to per-token rewards), `returns`, `baselines`,
 `advantages` (what a policy gradient is weighted with), `policy_losses`, `value_losses`, `preference_losses`.
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hfrlhf.core.linear_head import FORBIDDEN, LinearLogprobs, chunks_of, row_products
-from hfrlhf.core.masking import at_least_float32
+from hfrlhf.core.logprob_gradients import LinearLogprobs, LogitsLogprobs, chunks_of
 
 # Logits held at a time: on a CPU about what its cache holds, elsewhere enough to keep an accelerator busy. Fewer rows
 # than the minimum would spend the time on reading the head and adding to its gradient once per chunk.
@@ -82,26 +81,15 @@ def head_logprobs(
     # Only the head knows its vocabulary. One chunk at least, so that even no token at all is known to depend on it.
     chunks = chunks_of(max(1, len(hidden)), chunk_size or _MIN_CHUNK_SIZE)
 
-    def from_chunk(h: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    def from_chunk(h: Tensor, a: Tensor) -> Any:
         logits = head(h)
         # Autocast is for the head; it would take the sum of the entropy for one more product and round it to 8 bits.
         with torch.autocast(h.device.type, enabled=False):
-            return _logprobs_from_logits(logits, a, temperature, need_entropy)
+            return cast(Any, LogitsLogprobs).apply(logits, a, temperature, need_entropy)
 
     parts = [cast(Any, checkpoint)(from_chunk, hidden[rows], targets[rows], use_reentrant=False) for rows in chunks]
-    logprobs, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logprobs, entropies if need_entropy else None
-
-
-def _logprobs_from_logits(
-    logits: Tensor, targets: Tensor, temperature: float, need_entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probs [n] and entropy [n] (0 unless needed) from logits [n,V]; log-softmax in float32 or wider."""
-    logp = (at_least_float32(logits) / temperature).log_softmax(-1)
-    chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-    if not need_entropy:
-        return chosen, torch.zeros_like(chosen)
-    return chosen, -row_products(logp.exp(), logp.clamp(min=FORBIDDEN))
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies) if need_entropy else None
 
 
 def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

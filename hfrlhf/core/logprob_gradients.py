@@ -1,4 +1,4 @@
-"""The gradient of a linear head's log-probabilities and entropy, chunk by chunk: the inside of `linear_logprobs`."""
+"""Log-probabilities and entropy as single operations of autograd, the inside of `core.logprobs`."""
 
 from __future__ import annotations
 
@@ -35,19 +35,15 @@ class LinearLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         """ℓ and H, one chunk of logits at a time; kept for later are log Σ e^z [N] and H [N], no logits."""
         wide = torch.promote_types(dtype, torch.float32)
+        # Made beforehand: small tensors that outlive the chunks and lie between them would fragment the heap.
         logprobs, log_normaliser = (torch.empty(len(hidden), dtype=wide, device=hidden.device) for _ in range(2))
         entropy = torch.empty_like(logprobs) if need_entropy else None
         head = _Head(weight, bias, temperature, dtype)
         for rows in chunks_of(len(hidden), chunk_size):
             z = head.logits(hidden[rows])
-            # From the largest logit downwards, nothing overflows, and one exp serves both results.
-            largest = z.amax(-1)
-            weights = z.sub_(largest[:, None]).exp()
-            total = weights.sum(-1)
-            logprobs[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - total.log()
-            log_normaliser[rows] = largest + total.log()
-            if entropy is not None:
-                entropy[rows] = total.log() - row_products(weights, z) / total
+            logprobs[rows], log_normaliser[rows], of_chunk = _row_results(z, targets[rows], need_entropy)
+            if entropy is not None and of_chunk is not None:
+                entropy[rows] = of_chunk
         ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser, entropy)
         ctx.settings = temperature, chunk_size, dtype
         ctx.set_materialize_grads(False)
@@ -87,6 +83,52 @@ class LinearLogprobs(torch.autograd.Function):
         return grad_hidden, *grads, None, None, None, None, None
 
 
+class LogitsLogprobs(torch.autograd.Function):
+    """The same from one chunk of logits that a head of any kind has made; it keeps them for the backward pass.
+
+    ℓ = z_a − log Σ e^z,  H = log Σ e^z − Σ p·z,  z = logits / temperature                         (SPEC §1, §6.6)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, temperature: float, need_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """ℓ [n] and H [n] (None unless needed) from logits [n,V]."""
+        logprobs, log_normaliser, entropy = _row_results(_scaled(logits, temperature), targets, need_entropy)
+        ctx.save_for_backward(logits, targets, log_normaliser, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradient of the logits."""
+        logits, targets, log_normaliser, entropy = ctx.saved_tensors
+        logp = _scaled(logits, ctx.temperature).sub_(log_normaliser[:, None])
+        grad_logprobs = torch.zeros_like(log_normaliser) if grad_logprobs is None else grad_logprobs
+        grad_entropy = None if grad_entropy is None else grad_entropy / ctx.temperature
+        grad = _grad_logits(logp, targets, grad_logprobs / ctx.temperature, grad_entropy, entropy)
+        return grad.to(logits.dtype), None, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """A copy of logits / temperature in float32 or wider, finite from below."""
+    return at_least_float32(logits).clamp(min=FORBIDDEN).div_(temperature)
+
+
+def _row_results(z: Tensor, targets: Tensor, need_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """ℓ, log Σ e^z and H (None unless needed) of each row of z [n,V], which is overwritten."""
+    # From the largest logit downwards, nothing overflows, and one exp serves all results.
+    largest = z.amax(-1)
+    weights = z.sub_(largest[:, None]).exp()
+    total = weights.sum(-1)
+    logprobs = z.gather(-1, targets[:, None]).squeeze(-1) - total.log()
+    # Σ w·z as a product of a row and a column: the tensor of products is never made.
+    entropy = total.log() - torch.bmm(weights[:, None], z[:, :, None]).flatten() / total if need_entropy else None
+    return logprobs, largest + total.log(), entropy
+
+
 class _Head:
     """The linear head in the dtype of its matrix product."""
 
@@ -115,11 +157,6 @@ def _grad_logits(
         offset = -grad_entropy * entropy - grad_logprobs
         grad = torch.addcmul(offset[:, None], logp, -grad_entropy[:, None], out=logp).mul_(p)
     return grad.scatter_add_(-1, targets[:, None], grad_logprobs[:, None])
-
-
-def row_products(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_v a_iv·b_iv for each row, without the tensor of products."""
-    return (a.unsqueeze(-2) @ b.unsqueeze(-1)).squeeze(-1).squeeze(-1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
