@@ -249,7 +249,9 @@ def test_versions_are_those_installed() -> None:
     import transformers
 
     found = library_versions()
-    assert found["torch"] == torch.__version__ and found["transformers"] == transformers.__version__
+    assert found["transformers"] == transformers.__version__
+    # The installed distribution need not name its build ("+cu130"), the module does.
+    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
 def test_hostile_names_do_not_break_the_snippet() -> None:
