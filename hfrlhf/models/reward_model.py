@@ -211,8 +211,8 @@ def _refuse_config(config: Any, name: str) -> None:
     is_classifier = any("ForSequenceClassification" in a for a in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise ValueError(
-            f"{name} classifies into {config.num_labels} labels; a reward model has one output. Pass a reward model, or "
-            "the language model to build one on"
+            f"{name} classifies into {config.num_labels} labels; a reward model has one output. Pass a reward model, "
+            "or the language model to build one on"
         )
 
 
