@@ -119,6 +119,8 @@ def _closed(tokenizer: Any, ids: list[int]) -> list[int]:
     Chat templates write a newline after the end-of-turn token; a policy stops at the token itself.
     """
     eos = tokenizer.eos_token_id
+    if eos is None:  # a scorer from elsewhere; our own data is refused without one
+        return ids
     end = len(ids)
     while end and (ids[end - 1] == eos or not tokenizer.decode(ids[end - 1 : end]).strip()):
         end -= 1

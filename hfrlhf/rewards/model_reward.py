@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.preferences import encode_responses
 from ..experience import chunks_by_length, left_aligned
 from ..models.loading import check_vocabulary
 from ..models.reward_model import last_token_scores
@@ -49,14 +50,8 @@ class ModelReward:
         if self.reads_ids:
             ids, lengths = left_aligned(completions.rollout.input_ids, completions.rollout.attention_mask)
         else:
-            rows = [self._encode(p, c) for p, c in zip(completions.prompts, completions.completions, strict=True)]
+            kind = "text" if isinstance(completions.prompts[0], str) else "chat"
+            rows = encode_responses(self.tokenizer, completions.prompts, completions.completions, kind)
             ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
             lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]
-
-    def _encode(self, prompt: Any, completion: Any) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt + completion).input_ids
-            eos = self.tokenizer.eos_token_id
-            return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-        return self.tokenizer.apply_chat_template(prompt + completion, return_dict=False)
