@@ -122,12 +122,15 @@ def fold_normalization(model: Any, mean: float, std: float | None = None) -> Non
         mean, std: of the reference scores as they are read now, in reward units; std None shifts only.
 
     Raises:
-        ValueError: a mean that is not finite, or a std that is not finite and positive.
+        ValueError: a mean that is not finite, a std that is not finite and positive, or a std and a head that is spread
+            over processes.
     """
     scale = 1.0 if std is None else std
     if not math.isfinite(mean) or not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scores cannot be normalised with mean {mean} and standard deviation {std}")
     head = head_of(model)
+    if std is not None and head.weight.numel() == 0:
+        raise ValueError("the head's weights are not at hand (ZeRO-3 keeps them apart): use `normalize_scores='mean'`")
     for parameter in (head.weight, head.bias):
         if parameter is not None:
             parameter.div_(scale)

@@ -65,7 +65,8 @@ _SHOWN = (
 def reward_card(trainer: Any) -> CardFacts:
     """What the model card of a reward model says; `trainer.card` adds to it (`datasets`, `command`, `license`, …)."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry] or [{}]
+    metrics = {k: v for k, v in evaluations[-1].items() if k.startswith("eval_") and "per_second" not in k}
     settings = {name: getattr(args, name) for name in _SHOWN}
     left_out = {f"pairs left out of {name} as too long": count for name, count in trainer.dropped.items()}
     facts: dict[str, Any] = {
@@ -75,7 +76,7 @@ def reward_card(trainer: Any) -> CardFacts:
         "library": "peft" if isinstance(model, PeftModel) else "transformers",
         "base_model": model.config._name_or_path or None,
         "remarks": REMARKS,
-        "metrics": {k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
+        "metrics": {name: value for name, value in metrics.items() if name != "eval_runtime"},
         "hyperparameters": settings | left_out,
     }
     return CardFacts(**facts | trainer.card)

@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
@@ -375,14 +377,20 @@ def test_what_a_saved_folder_holds(tiny_model_folder, tmp_path) -> None:
 CASES = {"no pad": {"pad": None}, "pad is eos": {"pad": "<eos>"}, "one for all": {"bos": "<eos>", "pad": "<eos>"}}
 
 
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=64)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES)
-def test_without_a_pad_token_of_its_own_the_model_is_read_alike_by_all(make_tokenizer, tmp_path, case) -> None:
+def test_without_a_pad_token_of_its_own_the_model_is_read_alike_by_all(make_tokenizer, tmp_path, case, family) -> None:
     tokenizer = make_tokenizer(**CASES[case])
-    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     data = pairs(8)
-    trainer = build(
-        LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)), tmp_path, data, processing_class=tokenizer
-    )
+    trainer = build(FAMILIES[family](), tmp_path, data, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
     ours = torch.from_numpy(trainer.predict(data).predictions)[:, 0]
