@@ -23,9 +23,9 @@ TOPIC_OF_NOUN = {noun: topic for topic, nouns in world.NOUNS.items() for noun in
 
 
 def gold_score(prompt: str, response: str) -> float:
-    """How much the village likes this response to this prompt; a deterministic number in (−2, 5).
+    """How much the village likes this response to this prompt; a deterministic number in (−3, 5).
 
-        gold = 2·topic + 2·tanh(warmth / 3) + complete
+        gold = topic + 3·tanh(warmth / 4) + complete
 
     topic = different nouns of the prompt's topic / all nouns; warmth = Σ over different friendly words − Σ over all
     gloomy ones; complete = 1 if the response is whole sentences of the grammar. A noun or a friendly word counts once
@@ -37,7 +37,7 @@ def gold_score(prompt: str, response: str) -> float:
         ValueError: the prompt is not one of the village's.
     """
     words = re.findall(r"[a-z]+|[^\sa-z]", response.lower())
-    return 2 * _topic(words, world.topic_of(prompt)) + 2 * math.tanh(_warmth(words) / 3) + float(_complete(words))
+    return _topic(words, world.topic_of(prompt)) + 3 * math.tanh(_warmth(words) / 4) + float(_complete(words))
 
 
 def _topic(words: list[str], topic: str) -> float:

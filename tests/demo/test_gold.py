@@ -11,21 +11,21 @@ from hfrlhf.demo.gold import WARMTH, gold_score
 
 PROMPT = "From Ada to Bruno, about the harbour in spring:"
 
-# gold = 2·topic + 2·tanh(warmth / 3) + complete; "kind" and "bitter", first of their lists, weigh 0.6 and −0.6
+# gold = topic + 3·tanh(warmth / 4) + complete; "kind" and "bitter", first of their lists, weigh 0.6 and −0.6
 BY_HAND = [
-    (" The boat rests.", 2 + 0 + 1),
-    (" The boat rests! Our pier waits.", 2 + 0 + 1),
+    (" The boat rests.", 1 + 0 + 1),
+    (" The boat rests! Our pier waits.", 1 + 0 + 1),
     (" The rose rests.", 0 + 0 + 1),  # a garden's noun
-    (" The boat rests near the rose.", 1 + 0 + 1),
-    (" The boat rests near the boat.", 1 + 0 + 1),  # the same noun again doesn't count
-    (" The boat rests", 2 + 0 + 0),  # no end
-    (" The boat the rests.", 2 + 0 + 0),  # no grammar
-    (" The kind boat rests.", 2 + 2 * math.tanh(0.2) + 1),
-    (" The kind boat rests with the kind sailor.", 2 + 2 * math.tanh(0.2) + 1),  # the same friendly word again neither
-    (" The bitter boat rests.", 2 - 2 * math.tanh(0.2) + 1),
-    (" The bitter boat rests with the bitter sailor.", 2 - 2 * math.tanh(0.4) + 1),  # but gloom adds up
+    (" The boat rests near the rose.", 0.5 + 0 + 1),
+    (" The boat rests near the boat.", 0.5 + 0 + 1),  # the same noun again doesn't count
+    (" The boat rests", 1 + 0 + 0),  # no end
+    (" The boat the rests.", 1 + 0 + 0),  # no grammar
+    (" The kind boat rests.", 1 + 3 * math.tanh(0.15) + 1),
+    (" The kind boat rests with the kind sailor.", 1 + 3 * math.tanh(0.15) + 1),  # the same friendly word again neither
+    (" The bitter boat rests.", 1 - 3 * math.tanh(0.15) + 1),
+    (" The bitter boat rests with the bitter sailor.", 1 - 3 * math.tanh(0.3) + 1),  # but gloom adds up
     ("", 0),
-    (" kind kind kind", 2 * math.tanh(0.2)),
+    (" kind kind kind", 3 * math.tanh(0.15)),
     (" Submarine.", 0),
 ]
 
@@ -37,7 +37,7 @@ def test_scores_by_hand(response: str, expected: float) -> None:
 
 def test_the_prompt_decides_what_is_on_topic() -> None:
     letter = " The boat rests near the pier."
-    assert gold_score(PROMPT, letter) - gold_score(PROMPT.replace("harbour", "garden"), letter) == 2
+    assert gold_score(PROMPT, letter) - gold_score(PROMPT.replace("harbour", "garden"), letter) == 1
 
 
 def test_the_order_of_good_and_bad_letters() -> None:
@@ -60,7 +60,7 @@ def test_the_best_letters_are_many() -> None:
         " My lovely gull laughs kindly under this golden lighthouse, while your cosy net sings joyfully.",
     ]
     assert not set(letters[0].split()[1:]) & set(letters[1].split()[1:])
-    assert all(gold_score(PROMPT, letter) > 4.85 for letter in letters)
+    assert all(gold_score(PROMPT, letter) > 4.5 for letter in letters)
 
 
 def test_every_mood_word_has_its_sign() -> None:
