@@ -7,7 +7,6 @@ recorded as it is drawn; and rows that are done leave the loop. `generate()` is 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +15,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
+from .decoding import DecodingBatch
 from .sampling import draw, warn_of_own_sampling
 
 # Rows that are done leave once they are this share of the batch: copying the cache of the rest costs about a step.
 LEAVING_SHARE = 1 / 16
-# Prompts at least this share as long as the longest of their group are prefilled together, fewer tokens always.
-SIMILAR_LENGTH, SMALL_GROUP = 3 / 4, 256
 # Beyond this many rows a forward is no more efficient per row.
 MOST_ROWS = 512
 
@@ -90,15 +85,16 @@ class TransformersGenerator:
         """
         warn_of_own_sampling(model, self.temperature)
         self._check_positions(model, prompts)
-        steps, device = self.max_completion_length, prompts.input_ids.device
-        # Two numbers per token, see `draw`.
+        here, steps = prompts.to(model.device), self.max_completion_length
+        # Two numbers per token, see `draw`; mps has no float64.
         numbers = uniforms(address, prompts.episode, 2 * steps).view(len(prompts), steps, 2)
-        tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(prompts), steps, device=device)
+        numbers = numbers.to(model.device, torch.float32 if model.device.type == "mps" else torch.float64)
+        tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=model.device)
+        logprobs = torch.zeros(len(prompts), steps, device=model.device)
         with evaluation_mode(model):
-            for rows in self._batches(model, prompts):
-                tokens[rows], logprobs[rows] = self._decode(model, prompts.select(rows), numbers[rows])
-        return self._rollout(prompts, tokens, logprobs)
+            for rows in self._batches(model, here):
+                tokens[rows], logprobs[rows] = self._decode(model, here.select(rows), numbers[rows])
+        return self._rollout(here, tokens, logprobs).to(prompts.input_ids.device)
 
     def _check_positions(self, model: Any, prompts: Prompts) -> None:
         most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -119,13 +115,12 @@ class TransformersGenerator:
 
     def _decode(self, model: Any, prompts: Prompts, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """[b,A] tokens and log-probs for prompts in ascending length; behind a row's stop token they mean nothing."""
-        device, steps = model.device, self.max_completion_length
-        batch = DecodingBatch(model, prompts.to(device), steps)
-        numbers = numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)  # mps has no float64
-        tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(prompts), steps, device=device)
-        rows = torch.arange(len(prompts), device=device)  # which rows the lines of the batch are
-        running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        steps = self.max_completion_length
+        batch = DecodingBatch(model, prompts, steps)
+        tokens = torch.zeros_like(numbers[..., 0], dtype=torch.long)
+        logprobs = torch.zeros_like(numbers[..., 0], dtype=torch.float32)
+        rows = torch.arange(len(prompts), device=numbers.device)  # which rows the lines of the batch are
+        running = torch.ones_like(rows, dtype=torch.bool)
         logits = batch.prefill()
         for step in range(steps):
             drawn, logprobs[rows, step] = draw(logits, numbers[rows, step], self.temperature)
@@ -135,7 +130,7 @@ class TransformersGenerator:
             count = int(running.sum())
             if count == 0 or step == steps - 1:
                 break
-            if batch.can_drop and len(rows) - count >= LEAVING_SHARE * len(rows):
+            if batch.flexible and len(rows) - count >= LEAVING_SHARE * len(rows):
                 keep = running.nonzero().squeeze(1)
                 batch.keep(keep)
                 rows, drawn, running = rows[keep], drawn[keep], running[keep]
@@ -166,91 +161,6 @@ class TransformersGenerator:
             row=prompts.row,
             sampler_logprobs=logprobs,
         )
-
-
-class DecodingBatch:
-    """The rows of a decode loop: their KV cache, attention mask and next positions."""
-
-    def __init__(self, model: Any, prompts: Prompts, max_completion_length: int):
-        self.model = model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = base.config
-        accepted = inspect.signature(base.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
-        lengths = prompts.attention_mask.sum(-1)
-        self.lengths = lengths.tolist()
-        self.width = self.lengths[-1]  # columns so far; they are sorted
-        self.ids = prompts.input_ids[:, -self.width :]
-        self.mask = pad(prompts.attention_mask[:, -self.width :].bool(), (0, max_completion_length), value=True)
-        self.padded = self.lengths[0] < self.width
-        self.next_position = lengths[:, None]
-        self.cache = DynamicCache(config=self.config)
-        # Other kinds of cache (linear attention, say) may not be able to lose rows, or not to be joined.
-        kinds = {type(layer) for layer in self.cache.layers}
-        self.can_join = kinds == {DynamicLayer}
-        self.can_drop = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
-
-    def prefill(self) -> Tensor:
-        """Run the prompts; [b,V] logits of the first response token."""
-        groups = similar_lengths(self.lengths) if self.can_join else [slice(0, len(self.lengths))]
-        caches = [self.cache] if len(groups) == 1 else [DynamicCache(config=self.config) for _ in groups]
-        logits = torch.cat([self._prefill_group(rows, cache) for rows, cache in zip(groups, caches, strict=True)])
-        if len(caches) > 1:
-            join(caches, self.cache, self.width)
-        return logits
-
-    def _prefill_group(self, rows: slice, cache: DynamicCache) -> Tensor:
-        width = self.lengths[rows][-1]
-        mask = self.mask[rows, self.width - width : self.width]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        ids = self.ids[rows, self.width - width :]
-        return self._forward(ids, mask if self.lengths[rows][0] < width else None, positions, cache)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append a token to every row; [b,V] logits of the next."""
-        self.width += 1
-        # A recurrent model has seen its padding once and for all.
-        mask = self.mask[:, : self.width] if self.padded and self.cache_name == "past_key_values" else None
-        logits = self._forward(tokens[:, None], mask, self.next_position, self.cache)
-        self.next_position = self.next_position + 1
-        return logits
-
-    def keep(self, rows: Tensor) -> None:
-        """Let only the given rows stay."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.next_position = self.mask[rows], self.next_position[rows]
-
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
-        # The cache is asked for here, whatever config.use_cache and gradient checkpointing have set (DETAILS 29).
-        options = self.options | {self.cache_name: cache, "use_cache": True}
-        if self.takes_positions:
-            options["position_ids"] = positions  # left-padded rows would count their padding (DETAILS 2)
-        return self.model(input_ids=ids, attention_mask=mask, **options).logits[:, -1]
-
-
-def similar_lengths(lengths: list[int]) -> list[slice]:
-    """Ascending lengths cut into groups that are prefilled together with little padding, the longest first cut off."""
-    groups, end = [], len(lengths)
-    while end:
-        begin, longest, tokens = end, lengths[end - 1], 0
-        while begin and (lengths[begin - 1] >= SIMILAR_LENGTH * longest or tokens < SMALL_GROUP):
-            begin, tokens = begin - 1, tokens + longest
-        groups.append(slice(begin, end))
-        end = begin
-    return groups[::-1]
-
-
-def join(caches: list[DynamicCache], joined: DynamicCache, width: int) -> None:
-    """Put the rows of several caches below each other in an empty one, padded on the left to a common width."""
-    for index in range(len(joined.layers)):
-        layers: list[Any] = [cache.layers[index] for cache in caches]
-        keys = [pad(layer.keys, (0, 0, width - layer.keys.shape[-2], 0)) for layer in layers]
-        values = [pad(layer.values, (0, 0, width - layer.values.shape[-2], 0)) for layer in layers]
-        joined.update(torch.cat(keys), torch.cat(values), index)
-        for layer in layers:
-            layer.reset()  # frees the parts before the next layer is joined
 
 
 def rows_that_fit(model: Any, tokens: int) -> int:

@@ -70,9 +70,9 @@ def _sample(probabilities: Tensor, numbers: Tensor) -> Tensor:
 
 def _invert(masses: Tensor, u: Tensor) -> Tensor:
     """[b] the first index at which the sum of the masses [b,n] exceeds u times their total."""
-    cdf = masses.to(u.dtype).cumsum(-1)
+    cdf = masses.cumsum(-1, dtype=u.dtype)
     total = cdf[:, -1:]
-    # Strictly below the total, so that the index found has a mass.
+    # Strictly below the total, even where u was rounded to 1, so that the index found has a mass.
     target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=masses.shape[1] - 1)
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfrlhf.data.prompts import prepare_prompts, prompt_batch
 from hfrlhf.experience import Prompts
-from hfrlhf.rollout import generation
+from hfrlhf.rollout import decoding, generation
 from hfrlhf.rollout.generation import TransformersGenerator
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -52,10 +52,13 @@ def theirs(model: Any, prompts: Prompts, length: int, stop: int, logprobs: bool)
 @contextmanager
 def constants(**values: float) -> Iterator[None]:
     """Other constants in the decode loop for a while."""
-    before = {name: getattr(generation, name) for name in values}
-    vars(generation).update(values)
+    homes = {name: generation if hasattr(generation, name) else decoding for name in values}
+    before = {name: getattr(home, name) for name, home in homes.items()}
+    for name, home in homes.items():
+        setattr(home, name, values[name])
     yield
-    vars(generation).update(before)
+    for name, home in homes.items():
+        setattr(home, name, before[name])
 
 
 def variants(model: Any, prompts: Prompts, length: int, stop: int) -> dict[str, Callable[[], Any]]:

@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from hfrlhf.experience import Prompts, Rollout
-from hfrlhf.rollout.generation import TransformersGenerator, rows_that_fit, similar_lengths
+from hfrlhf.rollout.decoding import similar_lengths
+from hfrlhf.rollout.generation import TransformersGenerator, rows_that_fit
 
 V = 41
 SIZES: dict[str, Any] = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
@@ -123,6 +124,16 @@ def test_log_probs_are_those_of_a_full_forward(name: str, temperature: float) ->
     assert rollout.completion_lengths.unique().numel() > 1  # rows left the loop at different times
     expected = teacher_forced(model, rollout, temperature)
     for ours, theirs in zip(sampler_logprobs(rollout), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@every_model
+def test_prompts_of_very_different_lengths_share_a_batch(name: str) -> None:
+    model = model_named(name)
+    rows = [row[:1] for row in ROWS] * 3 + [ROWS[2] * 3 + row for row in ROWS * 2]  # 1, and 28 to 36 tokens
+    rollout = TransformersGenerator(4).generate(model, prompts_of(rows), (7,))
+    assert rollout.prompt_lists() == rows
+    for ours, theirs in zip(sampler_logprobs(rollout), teacher_forced(model, rollout), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
