@@ -68,9 +68,9 @@ MOODS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # mood of the writer -> (how often, chance of a friendly, plain, gloomy word)
 WRITERS: dict[str, tuple[float, tuple[float, float, float]]] = {
-    "friendly": (0.25, (0.55, 0.30, 0.15)),
-    "even": (0.40, (0.25, 0.50, 0.25)),
-    "gloomy": (0.35, (0.10, 0.30, 0.60)),
+    "friendly": (0.3, (0.55, 0.30, 0.15)),
+    "even": (0.4, (0.25, 0.50, 0.25)),
+    "gloomy": (0.3, (0.15, 0.30, 0.55)),
 }
 ON_TOPIC = 0.7  # chance that a noun of a letter belongs to the letter's topic
 BREAKS_OFF = 0.1  # chance that a letter ends in mid-sentence
@@ -170,9 +170,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def model_config(tokenizer: PreTrainedTokenizerFast, **shape: Any) -> LlamaConfig:
     """A Llama of the given shape (`hidden_size`, `num_hidden_layers`, …) for this vocabulary."""
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=128, tie_word_embeddings=False, **ids, **shape
-    )
+    return LlamaConfig(vocab_size=len(tokenizer), **ids, **shape)
 
 
 def _surface_forms() -> list[str]:

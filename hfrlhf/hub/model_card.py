@@ -39,8 +39,8 @@ class CardFacts:
 
     `model_name` is the Hub name or folder to load from, `task` the Hub's pipeline tag ("text-generation",
     "text-classification"), `library` "transformers" or "peft". `samples` are rows of one table, keys as headings.
-    `figures` are pictures that lie beside the card. A base model or dataset given as a local path is named in the text
-    by its last part only and left out of the metadata, which holds Hub names alone.
+    `figures` are pictures that lie beside the card, `example` is a prompt to try. A base model or dataset given as a
+    local path is named in the text by its last part only and left out of the metadata, which holds Hub names alone.
     """
 
     model_name: str
@@ -57,6 +57,7 @@ class CardFacts:
     figures: Sequence[str] = ()
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     command: str | None = None
+    example: str = "Once upon a time"
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
 
@@ -150,12 +151,12 @@ _USAGE = {
     ("text-generation", "transformers"): """\
 from transformers import pipeline
 generate = pipeline("text-generation", model={name})
-print(generate("Once upon a time", max_new_tokens=64)[0]["generated_text"])""",
+print(generate({example}, max_new_tokens=64)[0]["generated_text"])""",
     ("text-generation", "peft"): """\
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
-output = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=64)
+output = model.generate(**tokenizer({example}, return_tensors="pt"), max_new_tokens=64)
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
     ("text-classification", "transformers"): """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -167,7 +168,7 @@ print(logits.item() - getattr(model.config, "reward_shift", 0.0))  # the score; 
 
 def _usage(facts: CardFacts) -> str:
     template = _USAGE.get((facts.task, facts.library), "")
-    return _code("python", template.format(name=repr(facts.model_name)))
+    return _code("python", template.format(name=repr(facts.model_name), example=repr(facts.example)))
 
 
 def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

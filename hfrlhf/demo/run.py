@@ -1,0 +1,123 @@
+"""The whole demo: letters → SFT model → pairs → reward model → PPO → report, in one folder."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from . import report, stages, world
+from .console import quiet
+from .pairs import label_pairs
+
+_FIRST, _SECOND = 4, 5  # the second word of an address: which answer of a pair is drawn
+
+
+def run_demo(output_dir: str | Path | None = None, seed: int | None = None, settings: Any = None) -> Path:
+    """Run every stage and the report; returns the folder of the run.
+
+    Args:
+        output_dir: a new or empty folder; by default `runs/demo-<date>-<time>`.
+        seed: of everything random; by default the one of the settings.
+        settings: sections of `demo.yaml`, by default those.
+
+    Raises:
+        FileExistsError: the folder holds something already; nothing is ever overwritten.
+    """
+    settings = dict(settings or load_settings())
+    settings["seed"] = settings["seed"] if seed is None else seed
+    folder = new_folder(output_dir)
+    sizes = {name: settings["world"][name] for name in ("sft", "pairs", "ppo", "test")}
+    prompts = world.make_splits(settings["seed"], **sizes)
+    clock = Clock()
+    with quiet():
+        with clock.stage("SFT", "a tiny model learns to write letters"):
+            stages.train_language_model(folder / "sft", prompts.sft, settings)
+        with clock.stage("pairs", "it answers each prompt twice, and raters choose"):
+            noise = settings["world"]["label_temperature"]
+            pairs, test_pairs = (make_pairs(folder, part, noise, settings) for part in (prompts.pairs, prompts.test))
+        with clock.stage("reward model", "learns from the choices"):
+            accuracy = stages.train_reward_model(folder / "reward_model", folder / "sft", pairs, test_pairs, settings)
+        with clock.stage("PPO", "the model learns from the reward model"):
+            policy, sft, reward_model = (folder / name for name in ("policy", "sft", "reward_model"))
+            log = stages.train_policy(policy, sft, reward_model, prompts.ppo, settings)
+        with clock.stage("report", "on prompts that no stage has seen"):
+            if clock.speaks:
+                metrics, samples = report.compare(folder, prompts.test, settings)
+        if clock.speaks:
+            metrics |= {"reward_accuracy": accuracy, "seed": settings["seed"], **clock.facts()}
+            report.write_report(folder, metrics, samples, log, " ".join(["python", *sys.argv]))
+            report.print_report(folder, metrics, samples)
+    return folder
+
+
+def load_settings() -> dict[str, Any]:
+    """What `demo.yaml` says."""
+    return yaml.safe_load((files(__package__) / "demo.yaml").read_text(encoding="utf-8"))
+
+
+def new_folder(output_dir: str | Path | None) -> Path:
+    """The folder of a new run, the same on every process.
+
+    Raises:
+        FileExistsError: it holds something already.
+    """
+    name = [str(output_dir or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}")]
+    folder = Path(broadcast_object_list(name)[0])
+    if PartialState().is_main_process:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} holds something already; choose another `output_dir`")
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_pairs(folder: Path, prompts: tuple[str, ...], noise: float, settings: dict[str, Any]) -> Dataset:
+    """Two answers of the SFT model to each prompt, labelled by the raters."""
+    tokenizer, length = AutoTokenizer.from_pretrained(folder / "sft"), settings["ppo"]["max_completion_length"]
+    rollouts = [
+        stages.respond(folder / "sft", prompts, (settings["seed"], which, len(prompts)), length)
+        for which in (_FIRST, _SECOND)
+    ]
+    first, second = (tokenizer.batch_decode(r.completion_lists(), skip_special_tokens=True) for r in rollouts)
+    return label_pairs(prompts, first, second, noise, settings["seed"])
+
+
+class Clock:
+    """Says which stage begins, and remembers how long each one took."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.speaks = PartialState().is_main_process
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """Announce a stage and time it; no process goes on before all are done with it."""
+        start = time.perf_counter()
+        if self.speaks:
+            print(f"\n[{len(self.seconds) + 1}/5] {name}: {what}", flush=True)
+        yield
+        PartialState().wait_for_everyone()
+        self.seconds[name] = time.perf_counter() - start
+        if self.speaks:
+            print(f"      {self.seconds[name]:.1f} s", flush=True)
+
+    def facts(self) -> dict[str, Any]:
+        """Seconds in all and per stage, and the most memory this process has held."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+        return {
+            "seconds": time.perf_counter() - self.started,
+            "stage_seconds": dict(self.seconds),
+            "peak_memory_gb": peak / (1e9 if sys.platform == "darwin" else 1e9 / 1024),
+        }

@@ -1,0 +1,104 @@
+"""The stages that train: a language model from letters, a reward model from pairs, a policy by PPO.
+
+They take folders and texts, and write folders. Nothing here, nor anything it imports, can reach the gold preference:
+what PPO maximises is the reward model's opinion alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from ..data.prompts import prepare_prompts, prompt_batch
+from ..experience import Rollout
+from ..rollout.generation import TransformersGenerator
+from ..trainers.callbacks import plot_curves
+from ..trainers.configs import PPOConfig, RewardConfig
+from ..trainers.ppo_trainer import PPOTrainer
+from ..trainers.reward_trainer import RewardTrainer
+from . import world
+from .console import show_on_bar
+
+Settings = Mapping[str, Any]  # a section of demo.yaml
+# What every stage shares: the demo keeps each stage's last model, reports by itself, and shows a bar.
+COMMON: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "disable_tqdm": False}
+
+
+def train_language_model(folder: Path, prompts: Sequence[str], settings: Settings) -> None:
+    """SFT: a model of the village's size learns its letters, and to end them with `<eos>`.
+
+    Args:
+        folder: written: model and tokenizer. prompts: one letter is written for each.
+        settings: all of demo.yaml; sections `model`, `sft` and `ppo.max_completion_length` are read.
+    """
+    tokenizer = world.make_tokenizer()
+    letters = Dataset.from_dict({"prompt": list(prompts), "completion": world.write_letters(prompts, settings["seed"])})
+    args = SFTConfig(output_dir=str(folder), seed=settings["seed"], **COMMON, **settings["sft"])
+    model = new_model(tokenizer, settings["model"], settings["ppo"]["max_completion_length"], settings["seed"])
+    trainer = SFTTrainer(model=model, args=args, train_dataset=letters, processing_class=tokenizer)
+    show_on_bar(trainer, {"loss": "loss"})
+    trainer.train()
+    trainer.save_model()
+
+
+def new_model(tokenizer: Any, shape: Settings, max_new_tokens: int, seed: int) -> LlamaForCausalLM:
+    """A model with random weights, a function of the seed; it samples by default as PPO does."""
+    config = world.model_config(tokenizer, **shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    special = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max_new_tokens, **special)
+    return model
+
+
+def train_reward_model(folder: Path, sft: Path, pairs: Dataset, test_pairs: Dataset, settings: Settings) -> float:
+    """A reward model from preference pairs, on the SFT model's trunk; returns its accuracy on the test pairs.
+
+    Args:
+        folder: written: reward model and tokenizer. settings: all of demo.yaml.
+    """
+    args = RewardConfig(output_dir=str(folder), seed=settings["seed"], **COMMON, **settings["reward"])
+    trainer = RewardTrainer(model=str(sft), args=args, train_dataset=pairs, eval_dataset=test_pairs)
+    show_on_bar(trainer, {"loss": "loss", "accuracy": "accuracy"})
+    trainer.train()
+    trainer.save_model()
+    return trainer.evaluate()["eval_accuracy"]
+
+
+def train_policy(
+    folder: Path, sft: Path, reward_model: Path, prompts: Sequence[str], settings: Settings
+) -> list[dict[str, float]]:
+    """PPO from the SFT model on the reward model's scores; returns the log, a row per rollout.
+
+    Args:
+        folder: written: policy, critic and tokenizer; `curves.png` goes beside it. settings: all of demo.yaml.
+    """
+    args = PPOConfig(output_dir=str(folder), seed=settings["seed"], **COMMON, **settings["ppo"])
+    trainer = PPOTrainer(
+        model=str(sft),
+        reward_funcs=str(reward_model),
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
+    )
+    trainer.card["example"] = prompts[0]
+    trainer.train()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        plot_curves(trainer.state.log_history, folder.parent / "curves.png", "PPO on the village's letters")
+    return trainer.state.log_history
+
+
+def respond(folder: Path, prompts: Sequence[str], address: tuple[int, ...], max_completion_length: int) -> Rollout:
+    """One response of a saved model to each prompt, at temperature 1; a function of the address."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prepared = prepare_prompts(Dataset.from_dict({"prompt": list(prompts)}), tokenizer, None)
+    rows = torch.arange(len(prompts))
+    generator = TransformersGenerator(max_completion_length, 1.0, tokenizer.eos_token_id)
+    return generator.generate(model.eval(), prompt_batch(prepared, rows, rows), address)
