@@ -193,7 +193,9 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value).strip()
+    if isinstance(value, float):
+        return f"{value:.4g}"  # escaping would take "0.79" for the start of a list
+    text = str(value).strip()
     text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
     return "<br>".join(escape(line) for line in text.splitlines())
 

@@ -16,11 +16,12 @@ POLICY_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
 
 
-def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = False) -> Any:
+def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = False, seed: int = 0) -> Any:
     """The policy that trains: the model itself, or its new adapter where `peft_config` is given.
 
     A model that already has an adapter starts from it: the adapter is what trains, and a frozen copy of it under the
-    name `ref` is the reference, since the base alone is not the policy it starts from (DETAILS 44).
+    name `ref` is the reference, since the base alone is not the policy it starts from (DETAILS 44). `seed` is the
+    address of a new adapter's weights.
 
     Raises:
         ValueError: a quantised model without adapter; an adapter model and `peft_config`; an adapter that is not made
@@ -32,11 +33,17 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
     if peft_config is None:
         return model
     base = prepare_quantized(model, gradient_checkpointing)
-    # peft's bfloat16→float32 cast of adapter weights is what makes them trainable in mixed precision.
-    policy = get_peft_model(base, peft_config, adapter_name=POLICY_ADAPTER)
+    policy = new_adapter(base, peft_config, seed)
     _refuse_prompt_learning(policy)
     disable_dropout(policy)
     return policy
+
+
+def new_adapter(base: Any, peft_config: Any, seed: int) -> PeftModel:
+    """A fresh adapter on a base, its first weights a function of the seed (PEFT draws from the global generator)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(base, peft_config, adapter_name=POLICY_ADAPTER)
 
 
 def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:

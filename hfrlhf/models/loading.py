@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def check_positions(model: Any, prompt: int, completion: int) -> None:
         raise ValueError(
             f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the model has "
             f"positions for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
+        )
+
+
+def warn_of_other_stops(model: Any, tokenizer: Any, stop_token_id: int) -> None:
+    """Say so where the model was made to stop at several tokens (chat models): a response here ends at one."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    others = sorted(set(ends if isinstance(ends, list) else [ends]) - {stop_token_id, None})
+    if others:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in others)
+        warnings.warn(
+            f"responses end at {tokenizer.convert_ids_to_tokens(stop_token_id)!r} ({stop_token_id}) alone; the model's "
+            f"generation config also stops at {names}: if that is what ends its turns, pass it as `stop_token_id`",
+            stacklevel=4,
         )
 
 

@@ -24,7 +24,14 @@ from ..data.prompts import prepare_prompts
 from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
 from ..models.adapters import with_adapter
-from ..models.loading import check_positions, check_vocabulary, load_policy, load_tokenizer, load_value_model
+from ..models.loading import (
+    check_positions,
+    check_vocabulary,
+    load_policy,
+    load_tokenizer,
+    load_value_model,
+    warn_of_other_stops,
+)
 from ..models.reference import make_reference
 from ..rewards.sources import Completions, reward_source
 from ..rollout.generation import TransformersGenerator
@@ -90,7 +97,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         check_vocabulary(policy, tokenizer, "policy")
         self._prepare_data(train_dataset, eval_dataset, tokenizer, args)
         check_positions(policy, max(map(len, self.prompts.ids)), args.max_completion_length)
-        policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing))
+        policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing), args.seed)
         self.reference = make_reference(policy, None if ref_model is model else ref_model)
         self.reward = reward_source(
             reward_funcs, tokenizer, reward_processing_classes, args.reward_weights, args.max_tokens_per_micro_batch
@@ -118,6 +125,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
         if stop is None:
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
+        warn_of_other_stops(self.model, tokenizer, stop)
         self.generator = TransformersGenerator(args.max_completion_length, args.temperature, stop)
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.moments = RunningMoments()

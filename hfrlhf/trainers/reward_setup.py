@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
 from ..hub.model_card import CardFacts
+from ..models.adapters import new_adapter
 from ..models.loading import check_vocabulary
 from ..models.quantization import prepare_quantized, refuse_untrainable
 from ..models.reward_model import load_reward_model
@@ -38,10 +39,7 @@ def trainable_reward_model(model: Any, tokenizer: Any, args: RewardConfig, peft_
         raise ValueError(f"{peft_config.peft_type} changes the prompt, not the weights; use LoRA (peft.LoraConfig)")
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = "SEQ_CLS"  # with it PEFT trains and saves the head too, whatever the task type was
-    base = prepare_quantized(reward_model, bool(args.gradient_checkpointing))
-    with torch.random.fork_rng():  # PEFT draws the new adapter from the global generator
-        torch.manual_seed(args.seed)
-        return get_peft_model(base, peft_config)
+    return new_adapter(prepare_quantized(reward_model, bool(args.gradient_checkpointing)), peft_config, args.seed)
 
 
 def longest_input(max_length: int | None, model: Any) -> int:

@@ -45,7 +45,7 @@ class RolloutLoop(RunState):
         self.metrics = Metrics()
         self.samples: list[dict[str, Any]] = []  # a few completions of the newest rollout, with their scores
         self.card: dict[str, Any] = {}  # what a recipe knows and the model card should say
-        self.cycle: Cycle | None = None
+        self.cycle = None
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
         self.step_loss = 0.0
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log

@@ -43,6 +43,8 @@ class Cycle:
 class RunState:
     """Mixin before `transformers.Trainer`: what is saved, and how a run starts or goes on."""
 
+    cycle: Cycle | None = None
+
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on exactly where a checkpoint ends.
 

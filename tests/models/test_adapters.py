@@ -121,3 +121,13 @@ def test_an_adapter_policy_saves_its_own_adapter_only(base, tmp_path):
             torch.nn.init.zeros_(parameter)
     saved.load_saved(tmp_path)
     assert torch.equal(saved(rollout).logprobs, expected)
+
+
+def test_a_new_adapter_is_a_function_of_the_seed(base):
+    """Whatever was drawn from the global generator before."""
+    weights = []
+    for seed in (1, 1, 2):
+        torch.rand(int(torch.randint(1, 9, ())))
+        policy = with_adapter(copy.deepcopy(base), LORA, seed=seed)
+        weights.append(policy.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -179,3 +179,10 @@ def test_everything_named_in_the_readme_script_works(tiny_model_folder, tmp_path
     trainer(str(tiny_model_folder), tmp_path, reward_funcs=watching, train_dataset=prompts(), max_steps=1).train()
     assert all(prompts()[n]["prompt"] == p for n, p in zip(seen["number"], seen["prompts"], strict=True))
     assert all(len(ids) >= 1 for ids in seen["ids"])
+
+
+def test_a_model_that_stops_at_several_tokens_warns(tiny_model_folder, tmp_path):
+    lm, tokenizer = load(tiny_model_folder)
+    lm.generation_config.eos_token_id = [2, 5]
+    with pytest.warns(UserWarning, match=r"also stops at .* \(5\)"):
+        trainer(lm, tmp_path, tokenizer)
