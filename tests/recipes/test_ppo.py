@@ -68,7 +68,7 @@ def test_it_leaves_a_model_its_curves_samples_metrics_and_card(trained):
     assert {"value_head.safetensors", "curves.png", "completions.jsonl", "eval_results.json", "README.md"} <= names
     rows = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
     assert {"step", "prompt", "completion", "score"} == set(rows[0])
-    assert "1 rollouts" not in printed and "2 epochs" not in printed and "4 epochs × 2 mini-batches" in printed
+    assert "8 optimiser steps" in printed and "4 epochs × 2 mini-batches of 2" in printed
     assert "before" in printed and "after" in printed
 
 
