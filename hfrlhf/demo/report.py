@@ -56,7 +56,7 @@ def compare(folder: Path, prompts: Sequence[str], settings: Mapping[str, Any]) -
     means = {f"{what}_{when}": fmean(seen[when][what]) for what in ("gold", "score") for when in seen}
     metrics = {**wins, "kl": fmean(kl_to_sft(folder, after)), "ended": float(after.terminated.float().mean())}
     metrics |= {"ended_sft": float(before.terminated.float().mean()), "distinct": distinct["after"]}
-    metrics |= {"distinct_sft": distinct["before"], "distinct_ratio": distinct["after"] / distinct["before"]}
+    metrics |= {"distinct_sft": distinct["before"], "distinct_of_sft": distinct["after"] / distinct["before"]}
     lengths = {
         f"length_{k}": float(r.completion_lengths.float().mean()) for k, r in (("before", before), ("after", after))
     }

@@ -27,7 +27,12 @@ from .console import show_on_bar
 
 Settings = Mapping[str, Any]  # a section of demo.yaml
 # What every stage shares: the demo keeps each stage's last model, reports by itself, and shows a bar.
-COMMON: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "disable_tqdm": False}
+COMMON: dict[str, Any] = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": False,
+    "dataloader_pin_memory": False,
+}
 
 
 def train_language_model(folder: Path, prompts: Sequence[str], settings: Settings) -> None:
@@ -37,14 +42,19 @@ def train_language_model(folder: Path, prompts: Sequence[str], settings: Setting
         folder: written: model and tokenizer. prompts: one letter is written for each.
         settings: all of demo.yaml; sections `model`, `sft` and `ppo.max_completion_length` are read.
     """
-    tokenizer = world.make_tokenizer()
-    letters = Dataset.from_dict({"prompt": list(prompts), "completion": world.write_letters(prompts, settings["seed"])})
-    args = SFTConfig(output_dir=str(folder), seed=settings["seed"], **COMMON, **settings["sft"])
-    model = new_model(tokenizer, settings["model"], settings["ppo"]["max_completion_length"], settings["seed"])
-    trainer = SFTTrainer(model=model, args=args, train_dataset=letters, processing_class=tokenizer)
+    trainer = language_model_trainer(folder, prompts, settings)
     show_on_bar(trainer, {"loss": "loss"})
     trainer.train()
     trainer.save_model()
+
+
+def language_model_trainer(folder: Path, prompts: Sequence[str], settings: Settings) -> SFTTrainer:
+    """TRL's trainer of a new model on prompts and their letters."""
+    seed, tokenizer = settings["seed"], world.make_tokenizer()
+    letters = Dataset.from_dict({"prompt": list(prompts), "completion": world.write_letters(prompts, seed)})
+    args = SFTConfig(output_dir=str(folder), seed=seed, **COMMON, **settings["sft"])
+    model = new_model(tokenizer, settings["model"], settings["ppo"]["max_completion_length"], seed)
+    return SFTTrainer(model=model, args=args, train_dataset=letters, processing_class=tokenizer)
 
 
 def new_model(tokenizer: Any, shape: Settings, max_new_tokens: int, seed: int) -> LlamaForCausalLM:
