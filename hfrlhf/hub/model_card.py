@@ -97,10 +97,14 @@ def is_hub_name(name: str) -> bool:
 
 def escape(text: Any) -> str:
     """The text on one line, with nothing in it that Markdown, HTML or a table would read as markup."""
+    return re.sub(r"^([-+=]|\d+(?=[.)]))", _first_character, _inline(text))
+
+
+def _inline(text: Any) -> str:
+    """The same where the text does not begin a line (a table cell): there no list can begin with "0." or "-"."""
     line = html.escape(_one_line(str(text)), quote=False)
     # An underscore inside a word is plain text already, and `learning_rate` should stay readable in the source.
-    line = re.sub(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
-    return re.sub(r"^([-+=]|\d+(?=[.)]))", _first_character, line)
+    return re.sub(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
 
 
 def _one_line(text: str) -> str:
@@ -193,11 +197,9 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"  # escaping would take "0.79" for the start of a list
-    text = str(value).strip()
+    text = f"{value:.4g}" if isinstance(value, float) else str(value).strip()
     text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
-    return "<br>".join(escape(line) for line in text.splitlines())
+    return "<br>".join(_inline(line) for line in text.splitlines())
 
 
 def _code(language: str, text: str) -> str:

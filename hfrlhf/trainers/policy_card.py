@@ -9,7 +9,7 @@ from peft import PeftModel
 from ..hub.model_card import CardFacts
 
 REMARKS = """\
-A language model trained by reinforcement learning: `{algorithm}` raised the score of its responses while β times the KL
+A language model trained by reinforcement learning: {algorithm} raised the score of its responses while β times the KL
 divergence from the model it started from was subtracted. Sample at temperature {temperature:g}; other temperatures were
 not trained for. A high score means that the reward source likes the text, not that the text is true or harmless.
 """

@@ -50,7 +50,7 @@ def longest_input(max_length: int | None, model: Any) -> int:
 
 REMARKS = """\
 A reward model: it scores a prompt and a response, which ends with EOS, read at the last token. The score is the model's
-one output minus `reward_shift` of its configuration, so that the chosen responses of the training data have mean 0.
+one output minus reward_shift of its configuration, so that the chosen responses of the training data have mean 0.
 Differences between scores of the same prompt are log-odds of being preferred.
 """
 
