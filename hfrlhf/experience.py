@@ -104,11 +104,13 @@ class Rollout(Record):
 class EvaluatedRollout(Rollout):
     """A rollout as scored and as seen by policy, reference and critic, before any of it is combined.
 
-    Shapes: scores [B]; logprobs, ref_logprobs, entropy [B,A]; values [B,A] and bootstrap_values [B] (V after the last
-    token), 0 where the algorithm has no critic. All float32.
+    Shapes: scores [B]; parts [B,S] the opinions of the S reward sources, NaN for none; logprobs (of the training
+    forward), ref_logprobs, entropy [B,A]; values [B,A] and bootstrap_values [B] (V after the last token), 0 where the
+    algorithm has no critic. All float32.
     """
 
     scores: Tensor
+    parts: Tensor
     logprobs: Tensor
     ref_logprobs: Tensor
     entropy: Tensor
@@ -182,7 +184,8 @@ def left_aligned(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
         ids [B,L] long, 0 behind the last real token (a valid id for every embedding), and lengths [B].
     """
     lengths = attention_mask.sum(-1)
-    order = attention_mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(lengths.max())]
+    longest = int(lengths.max()) if len(lengths) else 0
+    order = attention_mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices[:, :longest]
     return torch.where(attention_mask, input_ids, 0).gather(1, order), lengths
 
 

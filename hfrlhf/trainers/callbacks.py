@@ -50,6 +50,13 @@ class CompletionsCallback(TrainerCallback):
         self.trainer = trainer
         self.first: list[dict[str, Any]] = []
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume, forget what the run wrote beyond its checkpoint: it is about to be written again."""
+        path = Path(args.output_dir) / "completions.jsonl"
+        if state.is_world_process_zero and path.exists():
+            rows = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(row for row in rows if json.loads(row)["step"] <= state.global_step))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Append the newest samples."""
         if not state.is_world_process_zero or not logs or "objective/score" not in logs:

@@ -9,7 +9,10 @@ from typing import Any
 from transformers.trainer_utils import get_last_checkpoint
 
 # What a finished or interrupted run leaves in its output folder.
-RUN_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "training_args.json")
+RUN_FILES = (
+    *("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "training_args.json"),
+    "completions.jsonl",
+)
 
 
 def check_output_dir(output_dir: str) -> None:

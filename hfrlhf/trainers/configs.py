@@ -8,6 +8,7 @@ The arithmetic of batches, in sequences:
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,6 +139,8 @@ class PolicyGradientConfig(TrainingArguments):
         super().__post_init__()
         self._settle_batches()
         self._check_kl()
+        if self.save_only_model:
+            warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
 
     @property
     def steps_per_rollout(self) -> int:
@@ -191,14 +194,22 @@ class PolicyGradientConfig(TrainingArguments):
             value = getattr(self, name)
             if value is None:
                 continue
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value!r}")
             if not (low < value if open_low else low <= value) or not value <= high:
                 bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
                     f", at most {high:g}" if high < INF else ""
                 )
                 raise ValueError(f"`{name}` must be {bounds}, got {value!r}")
-        for name in ("num_ppo_epochs", "num_mini_batches", "num_generations", "max_completion_length"):
-            if getattr(self, name) != int(getattr(self, name)):
+        for name in COUNTS:
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), int):
                 raise ValueError(f"`{name}` must be a whole number, got {getattr(self, name)!r}")
+        if not all(math.isfinite(weight) for weight in self.reward_weights or []):
+            raise ValueError(f"`reward_weights` must be finite numbers, got {self.reward_weights!r}")
+        if self.fp16 and (self.target_kl is not None or self.critic_warmup_rollouts):
+            raise ValueError(
+                "`fp16` cannot leave an update out, as `target_kl` and the critic's warm-up do; use `bf16`"
+            )
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must stay False: reward functions see the dataset's columns")
 
@@ -257,6 +268,11 @@ class PolicyGradientConfig(TrainingArguments):
 
 
 INF = float("inf")
+# Numbers of things.
+COUNTS = (
+    *("num_ppo_epochs", "num_mini_batches", "num_generations", "max_prompt_length", "max_completion_length"),
+    *("rollout_batch_size", "critic_warmup_rollouts", "max_tokens_per_micro_batch", "gradient_accumulation_steps"),
+)
 # Each number's range: low, high, and whether low itself is excluded.
 RANGES = {
     "learning_rate": (0, INF, False),
@@ -275,7 +291,7 @@ RANGES = {
     "gae_lambda": (0, 1, False),
     "num_ppo_epochs": (1, INF, False),
     "num_mini_batches": (1, INF, False),
-    "clip_range": (0, INF, True),
+    "clip_range": (0, 1, True),
     "clip_range_high": (0, INF, True),
     "dual_clip": (1, INF, True),
     "clip_range_value": (0, INF, False),
@@ -285,6 +301,10 @@ RANGES = {
     "critic_warmup_rollouts": (0, INF, False),
     "max_tokens_per_micro_batch": (1, INF, False),
     "max_grad_norm": (0, INF, False),
+    "weight_decay": (0, INF, False),
+    "adam_epsilon": (0, INF, True),
+    "gradient_accumulation_steps": (1, INF, False),
+    "per_device_train_batch_size": (1, INF, False),
 }
 
 

@@ -63,13 +63,26 @@ def objectives(seen: EvaluatedRollout) -> dict[str, float]:
     }
 
 
-def rollout_metrics(seen: EvaluatedRollout, rewards: Tensor, returns: Tensor, kl_coef: float) -> dict[str, float]:
-    """The metrics of one rollout; `objective/rlhf_reward` is the mean Σ_t r_t before any whitening."""
-    return objectives(seen) | {
-        "objective/rlhf_reward": float(masked_sum(rewards, seen.action_mask, -1).mean()),
-        "value/explained_variance": float(explained_variance(seen.values, returns, seen.action_mask)),
-        "kl_coef": kl_coef,
-    }
+def rollout_metrics(
+    seen: EvaluatedRollout, rewards: Tensor, returns: Tensor, kl_coef: float, sources: list[str]
+) -> dict[str, float]:
+    """The metrics of one rollout, over all processes.
+
+    `objective/rlhf_reward` is the mean Σ_t r_t before any whitening, `policy/sampler_mismatch` the mean absolute
+    difference per token between the sampler's log-probs and the training forward's, `reward/…` each source's mean.
+    """
+    mismatch = masked_mean((seen.sampler_logprobs - seen.logprobs).abs(), seen.action_mask)
+    opinions = {f"reward/{name}": float(part.nanmean()) for name, part in zip(sources, seen.parts.T, strict=True)}
+    return (
+        objectives(seen)
+        | opinions
+        | {
+            "policy/sampler_mismatch": float(mismatch),
+            "objective/rlhf_reward": float(masked_sum(rewards, seen.action_mask, -1).mean()),
+            "value/explained_variance": float(explained_variance(seen.values, returns, seen.action_mask)),
+            "kl_coef": kl_coef,
+        }
+    )
 
 
 def evaluation_metrics(seen: EvaluatedRollout, prefix: str) -> dict[str, float]:
@@ -93,7 +106,7 @@ def check_start(trainer: Any, seen: EvaluatedRollout) -> None:
     if not trainer.reference.exact:
         return
     args = trainer.args
-    if largest > (0.5 if args.bf16 or args.fp16 or args.old_logprobs == "sampler" else 1e-3):
+    if largest > (0.5 if args.bf16 or args.fp16 else 1e-3):
         raise StartIsWrong(
             f"before the first update a response is {largest:.3g} nats from the reference "
             f"({trainer.reference.source}), where it must be 0: the reference is not the policy that training starts "
@@ -101,12 +114,17 @@ def check_start(trainer: Any, seen: EvaluatedRollout) -> None:
         )
 
 
-def check_first_ratio(ratio: float, mixed_precision: bool) -> None:
-    """At the first mini-batch of a rollout the ratio is 1 (SPEC §7); warn loudly where it is not."""
-    if abs(ratio - 1) > (0.02 if mixed_precision else 1e-4):
+def check_first_ratio(deviation: float, half_precision: bool) -> None:
+    """At the first mini-batch of a rollout every ratio is 1 (SPEC §7); warn loudly where they are not.
+
+    Args:
+        deviation: mean |ρ − 1| over tokens. The mean of ρ itself would not do: under the sampling policy it is 1 for
+            any other policy.
+    """
+    if deviation > (0.02 if half_precision else 1e-4):
         warnings.warn(
-            f"the mean ratio π_θ/π_old of a rollout's first mini-batch is {ratio:.6f} and should be 1: the log-probs "
-            "of sampling and of training disagree (dropout, another temperature, or `old_logprobs='sampler'` with an "
-            "engine of another precision)",
+            f"in a rollout's first mini-batch the ratios π_θ/π_old should be 1 and are off by {deviation:.6f} on "
+            "average: the log-probs of sampling and of training disagree (dropout, another temperature, or "
+            "`old_logprobs='sampler'` with an engine of another precision)",
             stacklevel=2,
         )

@@ -24,14 +24,14 @@ from ..data.prompts import prepare_prompts
 from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
 from ..models.adapters import with_adapter
-from ..models.loading import (
+from ..models.checks import (
     check_positions,
+    check_stop_token,
+    check_trainable,
     check_vocabulary,
-    load_policy,
-    load_tokenizer,
-    load_value_model,
     warn_of_other_stops,
 )
+from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.reference import make_reference
 from ..rewards.sources import Completions, reward_source
 from ..rollout.generation import TransformersGenerator
@@ -56,7 +56,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         processing_class: tokenizer; by default the one saved with the model.
         reward_processing_classes: tokenizers of the reward models, where they are not saved with them.
         value_model: None for a head on the policy's trunk; else name, path or model of a critic of its own.
-        ref_model: π_ref where it is not the policy training starts from.
+        ref_model: π_ref (name, path or model) where it is not the policy training starts from.
         callbacks, optimizers: as for `transformers.Trainer`.
         peft_config: train this adapter instead of all weights; the reference is then the policy with its adapter off.
         quantization_config: load the policy quantised (needs `peft_config`).
@@ -96,13 +96,15 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         policy = load_policy(model, quantization_config)
         check_vocabulary(policy, tokenizer, "policy")
         self._prepare_data(train_dataset, eval_dataset, tokenizer, args)
-        check_positions(policy, max(map(len, self.prompts.ids)), args.max_completion_length)
         policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing), args.seed)
+        check_trainable(policy, "policy")
         self.reference = make_reference(policy, None if ref_model is model else ref_model)
         self.reward = reward_source(
             reward_funcs, tokenizer, reward_processing_classes, args.reward_weights, args.max_tokens_per_micro_batch
         )
         critic = load_value_model(value_model, policy) if self.algorithm.critic else None
+        models = {"policy": policy, "reference": self.reference.model, "value model": critic}
+        check_positions(models, self.longest_prompt, args.max_completion_length)
         super().__init__(
             model=ActorCritic(policy, critic, args.temperature),
             args=args,
@@ -119,12 +121,15 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         self.eval_prompts = None
         if eval_dataset is not None:
             self.eval_prompts = prepare_prompts(eval_dataset, tokenizer, args.max_prompt_length, "eval")
+        used = [prompts.ids for prompts in (self.prompts, self.eval_prompts) if prompts is not None]
+        self.longest_prompt = max(len(ids) for prompts in used for ids in prompts)
 
     def _start(self, tokenizer: Any) -> None:
         args = self.args
         stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
         if stop is None:
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
+        check_stop_token(stop, tokenizer, self.model.policy)
         warn_of_other_stops(self.model, tokenizer, stop)
         self.generator = TransformersGenerator(args.max_completion_length, args.temperature, stop)
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
@@ -142,8 +147,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         with timed(self.metrics, "time/generate"):
             rollout = self.generate(prompts, address)
         with timed(self.metrics, "time/score"):
-            scores = self.score(rollout)
-            evaluated = self.evaluate_rollout(rollout, scores)
+            evaluated = self.evaluate_rollout(rollout, *self.score(rollout, self.prompts))
         return self.shape_and_estimate(self.gather(evaluated))
 
     def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
@@ -152,43 +156,42 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         with self.accelerator.autocast():
             return self.generator.generate(self.model.policy, prompts.to(self.args.device), address).to("cpu")
 
-    def score(self, rollout: Rollout) -> Tensor:
-        """[B] scores of the reward functions, weighted; each function's mean goes to the metrics."""
-        completions = self.describe(rollout, self.prompts)
-        parts = {name: part.cpu() for name, part in self.reward.parts(completions).items()}
+    def score(self, rollout: Rollout, prompts: Any) -> tuple[Tensor, Tensor]:
+        """[B] weighted scores of the reward functions, and [B,S] what each of them said."""
+        completions = self.describe(rollout, prompts)
+        parts = {name: part.float().cpu() for name, part in self.reward.parts(completions).items()}
         scores = self.reward.combine(parts)
-        self.metrics.update({f"reward/{name}": float(part.nanmean()) for name, part in parts.items()})
         self.samples = completions.examples(scores, 4)
-        return scores
+        return scores, torch.stack(list(parts.values()), -1)
 
     @torch.no_grad()
-    def evaluate_rollout(self, rollout: Rollout, scores: Tensor) -> EvaluatedRollout:
+    def evaluate_rollout(self, rollout: Rollout, scores: Tensor, parts: Tensor) -> EvaluatedRollout:
         """Log-probs under π_old and π_ref, entropy and values of a rollout, by the training forward without dropout."""
         self.model.eval()
         chunks = chunks_by_length(rollout.lengths, self.args.max_tokens_per_micro_batch)
-        parts = [self._evaluate_chunk(rollout.select(rows), scores[rows]) for rows in chunks]
-        return concatenate(parts).select(torch.cat(chunks).argsort())
+        seen = [self._evaluate_chunk(rollout.select(rows), scores=scores[rows], parts=parts[rows]) for rows in chunks]
+        return concatenate(seen).select(torch.cat(chunks).argsort())
 
-    def _evaluate_chunk(self, rollout: Rollout, scores: Tensor) -> EvaluatedRollout:
+    def _evaluate_chunk(self, rollout: Rollout, **scored: Tensor) -> EvaluatedRollout:
         with self.accelerator.autocast():
             here = rollout.to(self.args.device)
             now: Evaluation = self.model(here)
             ref_logprobs = self.reference.logprobs(here, self.args.temperature)
         none = torch.zeros_like(now.logprobs)
-        old = rollout.sampler_logprobs if self.args.old_logprobs == "sampler" else now.logprobs
         seen: dict[str, Any] = {
-            "logprobs": old,
+            "logprobs": now.logprobs,
             "ref_logprobs": ref_logprobs,
             "entropy": now.entropy,
             "values": none if now.values is None else now.values,
             "bootstrap_values": none[:, 0] if now.bootstrap_values is None else now.bootstrap_values,
         }
-        return EvaluatedRollout(**rollout.tensors(), scores=scores, **{k: v.float().cpu() for k, v in seen.items()})
+        return EvaluatedRollout(**rollout.tensors(), **scored, **{k: v.float().cpu() for k, v in seen.items()})
 
     def shape_and_estimate(self, seen: EvaluatedRollout) -> Experience:
         """Scores and KL to per-token rewards (SPEC §2.2), rewards and values to Ψ and returns (SPEC §3, 4)."""
         args, mask = self.args, seen.action_mask
-        kl = kl_penalty(seen.logprobs, seen.ref_logprobs, args.kl_estimator or "k1")
+        old_logprobs = seen.sampler_logprobs if args.old_logprobs == "sampler" else seen.logprobs
+        kl = kl_penalty(old_logprobs, seen.ref_logprobs, args.kl_estimator or "k1")
         in_reward = self.kl_coef.coef if args.kl_in == "reward" else 0.0
         rewards = token_rewards(self.shape_scores(seen), kl, in_reward, mask)
         shaped = masked_whiten(rewards, mask, shift_mean=False) if args.whiten_rewards else rewards
@@ -197,12 +200,13 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         psi = PSI[self.algorithm.psi](shaped, seen.values, mask, options)
         returns = torch.where(mask, psi + seen.values, 0.0)
         advantages = masked_whiten(psi, mask) if args.whiten_advantages else psi
-        self.metrics.update(rollout_metrics(seen, rewards, returns, self.kl_coef.coef))
+        sources = [source.name for source in self.reward.sources]
+        self.metrics.update(rollout_metrics(seen, rewards, returns, self.kl_coef.coef, sources))
         check_start(self, seen)
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
             scores=seen.scores,
-            old_logprobs=seen.logprobs,
+            old_logprobs=old_logprobs,
             ref_logprobs=seen.ref_logprobs,
             values=seen.values,
             rewards=shaped,
@@ -272,6 +276,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         """Sums over response tokens of what the metrics show; padding is in none of them (DETAILS 37)."""
         per_token = {f"{name}/loss": term for name, term in terms.items()}
         per_token["policy/ratio"] = ratio(now.logprobs, batch.old_logprobs)
+        per_token["deviation"] = (per_token["policy/ratio"] - 1).abs()
         per_token["policy/approx_kl"] = approx_kl(now.logprobs, batch.old_logprobs)
         per_token["policy/clip_fraction"] = clip_fraction(
             now.logprobs, batch.old_logprobs, batch.advantages, *self.args.clip_ranges
@@ -298,8 +303,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         if prompts is None:
             raise ValueError("evaluate() needs prompts: pass `eval_dataset` to it or to the trainer")
         rollout = self.generate(*self.evaluation_prompts(prompts))
-        parts = self.reward.parts(self.describe(rollout, prompts))
-        seen = self.evaluate_rollout(rollout, self.reward.combine({k: v.cpu() for k, v in parts.items()}))
+        seen = self.evaluate_rollout(rollout, *self.score(rollout, prompts))
         metrics = evaluation_metrics(self.gather(seen), metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -13,20 +13,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
+from ..core.kl import kl_penalty
+from ..core.masking import masked_sum
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
 from .metrics import Metrics, check_first_ratio
 from .run_state import Cycle, RunState
 from .start_report import first_rollout_report
+
+logger = logging.get_logger(__name__)
 
 # The second word of every address, so that no two uses share their random numbers.
 SAMPLING, SHUFFLING, EVALUATION = 1, 2, 3
@@ -91,7 +96,7 @@ class RolloutLoop(RunState):
         experience = self.cycle.experience
         rows = self.mini_batch_rows(len(experience))
         items = len(rows) if self.args.loss_normalization == "episodes" else int(experience.action_mask[rows].sum())
-        return [experience.select(r).to(device).tensors() for r in self.deal(rows)], max(1, items)
+        return [experience.select(r).tensors() for r in self.deal(rows)], max(1, items)
 
     def training_prompts(self: Any, rollout: int) -> tuple[Prompts, tuple[int, ...]]:
         """This process's prompts of a rollout, and the address of its random draws."""
@@ -101,6 +106,8 @@ class RolloutLoop(RunState):
 
     def evaluation_prompts(self: Any, prompts: Any) -> tuple[Prompts, tuple[int, ...]]:
         """This process's share of the evaluation prompts, and the address of their draws, always the same."""
+        if len(prompts.ids) < self.args.world_size:
+            raise ValueError(f"{len(prompts.ids)} evaluation prompts for {self.args.world_size} processes: give more")
         mine = torch.arange(len(prompts.ids)).tensor_split(self.args.world_size)[self.args.process_index]
         return prompt_batch(prompts, mine, mine), (self.args.seed, EVALUATION)
 
@@ -111,9 +118,8 @@ class RolloutLoop(RunState):
         return concatenate([type(record)(**fields) for fields in gather_object([record.tensors()])])
 
     def after_rollout(self: Any, experience: Experience) -> None:
-        """Start the cycle of a new rollout; the KL coefficient moves once its rewards are formed (SPEC §2.4)."""
+        """Start the cycle of a new rollout."""
         self.cycle = Cycle(experience, started=time.perf_counter())
-        self.kl_coef.update(self.metrics.pending["objective/kl"][-1], len(experience))
         self.metrics.add("episode", (self.rollout_index + 1) * len(experience))
 
     def mini_batch_rows(self: Any, episodes: int) -> Tensor:
@@ -137,14 +143,23 @@ class RolloutLoop(RunState):
         model.train()
         if self.whole_model_rests():
             return self.finish_step(torch.zeros((), device=self.args.device), num_items_in_batch)
-        batch = Experience(**inputs)
+        batch = Experience(**self._prepare_inputs(inputs))
         chunks = chunks_by_length(batch.lengths, self.args.max_tokens_per_micro_batch)
         total = torch.zeros((), device=self.args.device)
         for i, rows in enumerate(chunks):
             is_last = i == len(chunks) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
+            with nullcontext() if is_last else self._hold_gradients(model):
                 total += self._chunk_step(model, batch.select(rows), num_items_in_batch)
         return self.finish_step(total, num_items_in_batch)
+
+    @contextmanager
+    def _hold_gradients(self: Any, model: Any) -> Iterator[None]:
+        """Gradients of this chunk stay here: no reduction over processes, no step of an engine that steps itself."""
+        state, synced = self.accelerator.gradient_state, self.accelerator.sync_gradients
+        state._set_sync_gradients(False)
+        with self.accelerator.no_sync(model):
+            yield
+        state._set_sync_gradients(synced)
 
     def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any) -> Tensor:
         loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)
@@ -172,9 +187,27 @@ class RolloutLoop(RunState):
         if self.policy_rests:
             # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
             self.unwrapped().stop_policy_gradients(whole=self.cycle.stopped)
+        self._skip_broken_update()
         if self.step_in_cycle == self.args.steps_per_rollout - 1:
-            self._note_times()
+            self._finish_cycle()
         return loss
+
+    def _skip_broken_update(self: Any) -> None:
+        """Leave every weight as it is where a gradient is not finite; with fp16 the Trainer's scaler does so."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.args.fp16 or all(bool(g.isfinite().all()) for g in gradients):
+            return
+        self.model.zero_grad(set_to_none=True)
+        self.metrics.add("skipped_updates", 1)
+        logger.warning(f"step {self.state.global_step}: the gradient is not finite; this update is skipped")
+
+    def _finish_cycle(self: Any) -> None:
+        """The last step of a rollout: β moves by the rollout's KL (SPEC §2.4), not while only the critic learns."""
+        seen = self.cycle.experience
+        if not self.warming_up:
+            kl = masked_sum(kl_penalty(seen.old_logprobs, seen.ref_logprobs, "k1"), seen.action_mask, -1)
+            self.kl_coef.update(float(kl.mean()), len(seen))
+        self._note_times()
 
     def _mean_over_processes(self: Any, value: float) -> float:
         return float(self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean"))
@@ -187,13 +220,13 @@ class RolloutLoop(RunState):
         return {name: float(value) / count for name, value in sums.items()}
 
     def _note(self: Any, means: dict[str, float]) -> None:
+        args, kl, deviation = self.args, means["policy/approx_kl"], means.pop("deviation")
         self.metrics.update(means)
-        args, kl = self.args, means["policy/approx_kl"]
         if self.step_in_cycle == 0:
-            check_first_ratio(means["policy/ratio"], args.bf16 or args.fp16)
+            check_first_ratio(deviation, args.bf16 or args.fp16 or self.unwrapped().policy.dtype != torch.float32)
         if self.state.global_step == 0 and self.is_world_process_zero():
             print(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
-        if args.target_kl is not None and kl > 1.5 * args.target_kl:
+        if args.target_kl is not None and kl > 1.5 * args.target_kl and not self.cycle.stopped:
             self.cycle.stopped = True
             self.metrics.add("policy/stopped_at", self.step_in_cycle)
 

@@ -90,6 +90,7 @@ class RunState:
             "kl_coef": self.kl_coef.state_dict(),
             "moments": self.moments.state_dict(),
             "pending": self.metrics.pending,
+            "samples": self.samples,
         }
         Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
         if self.cycle is not None and self.step_in_cycle != 0:
@@ -105,6 +106,7 @@ class RunState:
         self.kl_coef.load_state_dict(state["kl_coef"])
         self.moments.load_state_dict(state["moments"])
         self.metrics.pending = state["pending"]
+        self.samples = state["samples"]
         self.cycle = None
         if self.step_in_cycle != 0:
             experience = Experience(**load_file(Path(checkpoint, BUFFER_FILE)))
