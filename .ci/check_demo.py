@@ -10,6 +10,9 @@ PROMISES = [
     ("kl", 0.0, 15.0),  # nats per response
     ("ended", 0.90, 1.0),  # share of responses that end by themselves
     ("distinct_of_sft", 0.50, 100.0),  # distinct responses, as a share of the SFT model's
+    ("test_prompts", 200, 1e9),  # held-out prompts behind these numbers
+    ("seconds", 0.0, 240.0),  # the whole run on two CPU cores
+    ("peak_memory_gb", 0.0, 2.0),
 ]
 
 metrics = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
