@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from pathlib import Path
 from typing import Any
 
-from peft import AutoPeftModelForCausalLM, PeftModel
+import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .checks import check_same_vocabulary, check_trainable
 from .dropout import disable_dropout
-from .reward_head import head_of
+from .names import as_name, hub_keywords, is_adapter
+from .quantization import is_quantized
+from .reward_head import head_of, with_score_head
 from .reward_model import load_reward_model
 
 
@@ -22,7 +24,8 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
     Args:
         model: Hub name, local path (of a model or an adapter) or a model in memory.
         quantization_config: passed on when loading; refused for a model in memory.
-        **kwargs: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, …).
+        **kwargs: for `from_pretrained` (`dtype`, `revision`, `attn_implementation`, …). Weights come in float32 unless
+            a `dtype` is given or they are quantised.
 
     Raises:
         TypeError: neither a name nor a model.
@@ -30,8 +33,9 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
     """
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
-    if isinstance(model, str | Path):
-        model = _load_causal(str(model), kwargs)
+    model = as_name(model)
+    if isinstance(model, str):
+        model = _load_causal(model, kwargs)
     elif kwargs:
         raise ValueError(f"{sorted(kwargs)} apply when a model is loaded: pass the model's name or path with them")
     if not isinstance(model, PreTrainedModel | PeftModel):
@@ -44,10 +48,23 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
 
 
 def _load_causal(name: str, kwargs: dict[str, Any]) -> Any:
-    if (Path(name) / "adapter_config.json").is_file():
-        return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
-    _refuse_encoder_decoder(AutoConfig.from_pretrained(name), name)
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    where = hub_keywords(kwargs)
+    if is_adapter(name, kwargs):
+        base = PeftConfig.from_pretrained(name, **where).base_model_name_or_path
+        options = _trainable_precision(AutoConfig.from_pretrained(base), kwargs)
+        return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **options)
+    config = AutoConfig.from_pretrained(name, **where)
+    _refuse_encoder_decoder(config, name)
+    return AutoModelForCausalLM.from_pretrained(name, **_trainable_precision(config, kwargs))
+
+
+def _trainable_precision(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The loading options with float32 weights by default, also of a checkpoint in half precision.
+
+    Adam's small steps would round to nothing in bfloat16; `bf16=True` computes in it all the same.
+    """
+    quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+    return kwargs if quantized else {"dtype": torch.float32} | kwargs
 
 
 def _refuse_encoder_decoder(config: Any, name: str) -> None:
@@ -63,6 +80,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
     """
     if processing_class is not None:
         return processing_class
+    model = as_name(model)
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
     if not name:
         raise ValueError("pass the tokenizer as `processing_class`: the model in memory does not say where it is from")
@@ -72,73 +90,49 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
         raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
 
 
-def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
-    """Refuse a tokenizer with ids the model has no embedding for.
-
-    Raises:
-        ValueError: the largest id of the tokenizer is outside the model's vocabulary.
-    """
-    size = model.get_input_embeddings().num_embeddings
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= size:
-        raise ValueError(
-            f"the tokenizer has ids up to {largest}, the {role}'s vocabulary ends at {size - 1}: they do not belong "
-            f"together, or the {role} lacks `resize_token_embeddings({largest + 1})`"
-        )
-
-
-def check_positions(model: Any, prompt: int, completion: int) -> None:
-    """Refuse prompts and responses that are longer than the model has positions for.
-
-    Args:
-        prompt: tokens of the longest prompt. completion: tokens a response may have.
-
-    Raises:
-        ValueError: together they are too long.
-    """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and prompt + completion > most:
-        raise ValueError(
-            f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the model has "
-            f"positions for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
-        )
-
-
-def warn_of_other_stops(model: Any, tokenizer: Any, stop_token_id: int) -> None:
-    """Say so where the model was made to stop at several tokens (chat models): a response here ends at one."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    others = sorted(set(ends if isinstance(ends, list) else [ends]) - {stop_token_id, None})
-    if others:
-        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in others)
-        warnings.warn(
-            f"responses end at {tokenizer.convert_ids_to_tokens(stop_token_id)!r} ({stop_token_id}) alone; the model's "
-            f"generation config also stops at {names}: if that is what ends its turns, pass it as `stop_token_id`",
-            stacklevel=4,
-        )
-
-
 def load_value_model(value_model: Any, policy: Any) -> nn.Module | str:
     """What `ActorCritic` takes as critic.
 
     Args:
         value_model: None for a head on the policy's trunk; else name, path or model: a sequence-classification model
-            with one output (a reward model: body and head are used), or a language model (its body, and a head of
-            zeros). Any width; the vocabulary must be the policy's.
+            with one output (a reward model: body and head are used; an adapter is merged into its base, since all of a
+            critic trains), or a language model (its body, and a head of zeros). Any width; the vocabulary must be the
+            policy's. A model in memory is copied.
 
     Raises:
-        ValueError: another vocabulary than the policy's.
+        ValueError: another vocabulary than the policy's, quantised weights, or the reserved word "adapter".
     """
+    value_model = as_name(value_model)
     if value_model is None:
         return "head"
-    critic = value_model if isinstance(value_model, str) else copy.deepcopy(value_model)
-    critic, is_new_head = load_reward_model(critic, return_new_head=True)
-    theirs, ours = (m.get_input_embeddings().num_embeddings for m in (critic, policy))
-    if theirs != ours:
+    if isinstance(value_model, str) and value_model == "adapter":
         raise ValueError(
-            f"the value model has a vocabulary of {theirs}, the policy one of {ours}: a critic reads the policy's "
-            "tokens, so they must share the vocabulary (another width or depth is fine)"
+            "value_model='adapter' is not available yet: pass None for a head on the policy's trunk, or a model"
         )
+    critic, is_new_head = _load_critic(value_model)
+    check_same_vocabulary(critic, policy, "value model")
     if is_new_head:
         nn.init.zeros_(head_of(critic).weight)
     disable_dropout(critic)
-    return critic.requires_grad_(True)
+    critic.requires_grad_(True)
+    check_trainable(critic, "value model")
+    return critic
+
+
+def _load_critic(value_model: Any) -> tuple[Any, bool]:
+    """A reward model all of whose weights can train, and whether its head is new."""
+    if isinstance(value_model, str):
+        critic, is_new_head = load_reward_model(value_model, return_new_head=True, dtype=torch.float32)
+        _refuse_quantized_critic(critic)
+    else:
+        _refuse_quantized_critic(value_model)
+        critic, is_new_head = load_reward_model(copy.deepcopy(value_model), return_new_head=True)
+    return with_score_head(critic.merge_and_unload() if isinstance(critic, PeftModel) else critic), is_new_head
+
+
+def _refuse_quantized_critic(model: Any) -> None:
+    if is_quantized(model.get_base_model() if isinstance(model, PeftModel) else model):
+        raise ValueError(
+            "the value model is quantised and its weights cannot be trained; load it without `quantization_config`, or "
+            "pass value_model=None for a head on the policy's trunk"
+        )

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..experience import Rollout
 from .actor_critic import ResponseStates, causal_lm
 from .adapters import REFERENCE_ADAPTER, adapter
+from .checks import check_same_vocabulary
 from .dropout import disable_dropout
+from .loading import load_policy
 from .reward_head import backbone_of
 
 
@@ -50,9 +52,17 @@ def make_reference(policy: Any, ref_model: Any = None) -> Reference:
     """The reference of a policy: `ref_model` if given, adapters off or `ref` where it has adapters, else a frozen copy.
 
     Must be called before the policy is wrapped or trained: the copy is the policy as it is now.
+
+    Args:
+        policy: as it starts. ref_model: name, path or model of another reference.
+
+    Raises:
+        TypeError, ValueError: a ref_model that is no language model, or of another vocabulary than the policy's.
     """
     if ref_model is not None:
-        return Reference(frozen(ref_model), "the given ref_model", exact=False)
+        reference = load_policy(ref_model)
+        check_same_vocabulary(reference, policy, "reference")
+        return Reference(frozen(reference), "the given ref_model", exact=False)
     if isinstance(policy, PeftModel) and REFERENCE_ADAPTER in policy.peft_config:
         return Reference(policy, "frozen copy of the starting adapter", partial(adapter, policy, REFERENCE_ADAPTER))
     if isinstance(policy, PeftModel):

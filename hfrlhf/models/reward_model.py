@@ -6,7 +6,6 @@ A reward model is a stock `…ForSequenceClassification` with one output. Its sc
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import math
@@ -16,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import cached_file, find_adapter_config_file
-from transformers.utils import logging as transformers_logging
 
+from .names import as_name
 from .padding import with_padding_token
-from .quantization import keep_training_format
-from .reward_head import backbone_of, head_of, init_reward_head, score_module, with_score_head, without_wrapper
+from .reward_building import ADAPTER_SETTINGS, from_name, from_object
+from .reward_head import backbone_of, head_of, init_reward_head, score_module
 
 __all__ = [
     "backbone_of",
@@ -37,12 +34,6 @@ __all__ = [
     "save_adapter_settings",
     "with_padding_token",
 ]
-
-# Written beside an adapter, whose folder must have no config.json: with one, transformers would take the folder for a
-# whole model and look for its weights.
-ADAPTER_SETTINGS = "reward_model.json"
-
-_HUB_KEYWORDS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 
 
 def load_reward_model(
@@ -62,12 +53,13 @@ def load_reward_model(
         TypeError: neither a name nor a model.
         ValueError: encoder–decoder, a head with several outputs, an adapter of another kind, weights that do not fit.
     """
-    if isinstance(model, str | Path):
-        loaded, new_head = _from_name(str(model), kwargs)
+    model = as_name(model)
+    if isinstance(model, str):
+        loaded, new_head = from_name(model, kwargs)
     elif kwargs:
         raise ValueError(f"{sorted(kwargs)} apply when a model is loaded by name or path, not to one in memory")
     else:
-        loaded, new_head = _from_object(model)
+        loaded, new_head = from_object(model)
     if new_head:
         init_reward_head(loaded, seed)
     config = loaded.config
@@ -105,6 +97,18 @@ def last_token_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
     return scores.squeeze(-1).float() - reward_shift_of(model)
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off for a while: scores are never noisy."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
 def reward_shift_of(model: Any) -> float:
     """What is subtracted from the head's output to give the score; 0 for models that say nothing."""
     return float(getattr(model.config, "reward_shift", 0.0))
@@ -137,105 +141,10 @@ def fold_normalization(model: Any, mean: float, std: float | None = None) -> Non
     model.config.reward_shift = (reward_shift_of(model) + mean) / scale
 
 
-# ---- Building -----------------------------------------------------------------------------------------------------
-
-
-def _from_name(name: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
-    hub = {k: kwargs[k] for k in _HUB_KEYWORDS if k in kwargs}
-    if find_adapter_config_file(name, **{k: v for k, v in hub.items() if k != "trust_remote_code"}) is not None:
-        return _from_adapter(name, kwargs), False
-    config = AutoConfig.from_pretrained(name, **hub)
-    _refuse_config(config, name)
-    with _quiet_transformers():  # its report of a new head and a dropped vocabulary head would alarm for nothing
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, num_labels=1, output_loading_info=True, **kwargs
-        )
-    missing = set(info["missing_keys"])
-    new_head = {key for key in missing if key.split(".")[0] == "score"}
-    if missing - new_head:
-        raise ValueError(f"{name} lacks weights that {type(model).__name__} needs: {sorted(missing - new_head)[:5]}")
-    keep_training_format(model)  # scores in full precision, and saving leaves the weights as they are
-    return with_score_head(model), bool(new_head)
-
-
-def _from_adapter(name: str, kwargs: dict[str, Any]) -> PeftModel:
-    peft_config = PeftConfig.from_pretrained(name)
-    if peft_config.task_type != "SEQ_CLS":
-        raise ValueError(
-            f"the adapter {name} is of task type {peft_config.task_type}, a reward model's is SEQ_CLS; to build a "
-            "reward model on it, merge it into its base first (`merge_and_unload`)"
-        )
-    base, _ = _from_name(peft_config.base_model_name_or_path, kwargs)
-    model = PeftModel.from_pretrained(base, name, is_trainable=True)
-    saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
-    settings = json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}
-    model.config.reward_shift = settings.get("reward_shift", 0.0)
-    model.config.get_text_config().pad_token_id = settings.get("pad_token_id", model.config.pad_token_id)
-    return model
+# ---- Saving -------------------------------------------------------------------------------------------------------
 
 
 def save_adapter_settings(model: PeftModel, folder: str | Path) -> None:
     """Write beside an adapter what a whole reward model keeps in its config.json."""
     settings = {"reward_shift": reward_shift_of(model), "pad_token_id": model.config.get_text_config().pad_token_id}
     (Path(folder) / ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _from_object(model: Any) -> tuple[Any, bool]:
-    if not isinstance(model, PreTrainedModel | PeftModel):
-        raise TypeError(f"`model` must be a name, a path or a transformers/peft model, got {type(model).__name__}")
-    _refuse_config(model.config, type(model).__name__)
-    inner = without_wrapper(model)
-    if hasattr(inner, "score"):
-        head_of(model)
-        with_score_head(inner)
-        return model, False
-    if isinstance(model, PeftModel):
-        raise ValueError("the adapter model has no reward head; pass its merged model (`merge_and_unload`) or its base")
-    if model.get_output_embeddings() is None or getattr(model, "is_quantized", False):
-        raise ValueError(
-            f"{type(model).__name__} is neither a reward model nor a plain causal language model; pass one of them, or "
-            "a name or path"
-        )
-    return _copied_with_head(model), True
-
-
-def _copied_with_head(language_model: Any) -> Any:
-    """A reward model on a copy of a language model's trunk: the original can go on as policy or reference."""
-    config = copy.deepcopy(language_model.config)
-    config.num_labels = 1
-    reward = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
-    reward.base_model.load_state_dict(language_model.base_model.state_dict())
-    return with_score_head(reward.to(language_model.device))
-
-
-def _refuse_config(config: Any, name: str) -> None:
-    if config.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder–decoder: only decoder language models are supported")
-    is_classifier = any("ForSequenceClassification" in a for a in config.architectures or [])
-    if is_classifier and config.num_labels != 1:
-        raise ValueError(
-            f"{name} classifies into {config.num_labels} labels; a reward model has one output. Pass a reward model, "
-            "or the language model to build one on"
-        )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for a while: scores are never noisy."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

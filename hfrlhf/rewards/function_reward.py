@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class FunctionReward:
         Raises:
             TypeError, ValueError: the function returned something other than one number or None per completion.
         """
+        if not completions.completions:  # a process whose share is empty; a user's function need not allow for it
+            return torch.zeros(0)
         keywords = dict(completions.columns) | {
             "prompts": completions.prompts,
             "completions": completions.completions,
@@ -38,7 +41,7 @@ class FunctionReward:
         }
         result = self.function(**accepted(self.function, keywords))
         if inspect.isawaitable(result):
-            result = asyncio.run(_wait_for(result))
+            result = run_async(result)
         return self._checked(result, len(completions.completions))
 
     def _checked(self, result: Any, expected: int) -> Tensor:
@@ -74,5 +77,15 @@ def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str
     return {p.name: keywords[p.name] for p in parameters if p.name in keywords}
 
 
-async def _wait_for(result: Any) -> Any:
+def run_async(result: Awaitable[Any]) -> Any:
+    """The result of an async function, also where an event loop already runs (a notebook): then in a thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_wait_for(result))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _wait_for(result)).result()
+
+
+async def _wait_for(result: Awaitable[Any]) -> Any:
     return await result

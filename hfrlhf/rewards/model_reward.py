@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.preferences import encode_responses
 from ..experience import chunks_by_length, left_aligned
-from ..models.loading import check_vocabulary
+from ..models.checks import check_vocabulary
 from ..models.reward_model import last_token_scores
 from .completions import Completions
 
@@ -20,7 +20,7 @@ class ModelReward:
     """A reward model: the score of its last real token minus `config.reward_shift` (SPEC §2.1).
 
     With the policy's own vocabulary it reads the policy's token ids, exactly as sampled; with another, the text is
-    decoded and encoded again with its own tokenizer and chat template (DETAILS 9).
+    decoded and encoded again with its own tokenizer and chat template (DETAILS 9), its EOS standing for a stop token.
     """
 
     model: Any
@@ -36,6 +36,8 @@ class ModelReward:
     @torch.no_grad()
     def __call__(self, completions: Completions) -> Tensor:
         """[B] scores, a few sequences of similar length at a time."""
+        if not completions.completions:  # a process whose share is empty
+            return torch.zeros(0)
         device = self.model.get_input_embeddings().weight.device
         ids, mask = self._inputs(completions)
         scores = torch.zeros(len(ids), device=device)
@@ -52,6 +54,12 @@ class ModelReward:
         else:
             kind = "text" if isinstance(completions.prompts[0], str) else "chat"
             rows = encode_responses(self.tokenizer, completions.prompts, completions.completions, kind)
+            terminated = completions.rollout.terminated.tolist()
+            rows = [self._cut_off(row, ended) for row, ended in zip(rows, terminated, strict=True)]
             ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
             lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]
+
+    def _cut_off(self, ids: list[int], terminated: bool) -> list[int]:
+        """The ids without their EOS where the policy did not stop: a truncated response must not look finished."""
+        return ids[:-1] if not terminated and ids[-1:] == [self.tokenizer.eos_token_id] else ids

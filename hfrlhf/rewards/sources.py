@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..models.dropout import disable_dropout
+from ..models.names import as_name
 from ..models.reward_model import load_reward_model
 from .completions import Completions, RewardSource
 from .function_reward import FunctionReward
@@ -42,7 +43,7 @@ class WeightedSum:
         """[B] scores.
 
         Raises:
-            ValueError: a row on which no source has an opinion.
+            ValueError: a row on which no source has an opinion, or one whose score is not finite.
         """
         return self.combine(self.parts(completions))
 
@@ -60,7 +61,21 @@ class WeightedSum:
                 "NaN; at least one must give a number for every completion"
             )
         weights = torch.tensor(self.weights, device=scores.device)[:, None]
-        return torch.where(scores.isnan(), 0.0, scores * weights).sum(0)
+        combined = torch.where(scores.isnan(), 0.0, scores * weights).sum(0)
+        _refuse_infinite(combined, parts)
+        return combined
+
+
+def _refuse_infinite(combined: Tensor, parts: dict[str, Tensor]) -> None:
+    """One infinite score would make every whitened advantage of its rollout NaN."""
+    if combined.isfinite().all():
+        return
+    row = int(combined.isfinite().logical_not().nonzero()[0])
+    said = ", ".join(f"{name!r} gave {float(part[row])}" for name, part in parts.items())
+    raise ValueError(
+        f"the score of completion {row} is {float(combined[row])}: {said}; a reward must be finite (None or NaN means "
+        "no opinion)"
+    )
 
 
 def reward_source(
@@ -80,7 +95,8 @@ def reward_source(
         weights: one weight per source; 1 each by default.
 
     Raises:
-        ValueError: no source, or another number of weights or tokenizers than sources.
+        ValueError: no source, another number of weights or tokenizers than sources, or a language model without a
+            score head.
         TypeError: a source that is neither model nor callable.
     """
     functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
@@ -102,13 +118,19 @@ def _per_source(given: Any, functions: list[Any], what: str, default: Any) -> li
 
 
 def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int) -> RewardSource:
+    function = as_name(function)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
         return FunctionReward(function, str(getattr(function, "__name__", "reward")))
     if not isinstance(function, str | torch.nn.Module):
         raise TypeError(f"a reward function is a model, a path or a callable, got {type(function).__name__}")
     name = function if isinstance(function, str) else getattr(function.config, "_name_or_path", "")
-    model = load_reward_model(function).requires_grad_(False).eval()
-    disable_dropout(model)
+    model, is_new_head = load_reward_model(function, return_new_head=True)
+    if is_new_head:
+        raise ValueError(
+            f"{name or type(function).__name__} is a language model: it has no trained score head, and a new one gives "
+            "random scores; train a reward model from it with RewardTrainer (or recipes/reward.py) and pass that"
+        )
+    disable_dropout(model.requires_grad_(False).eval())
     own = tokenizer or _saved_tokenizer(name) or policy_tokenizer
     return ModelReward(model, name.rstrip("/").split("/")[-1] or "reward_model", own, policy_tokenizer, max_tokens)
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from ..hub.model_card import CardFacts
 from ..models.adapters import new_adapter
-from ..models.loading import check_vocabulary
+from ..models.checks import check_vocabulary
 from ..models.quantization import prepare_quantized, refuse_untrainable
 from ..models.reward_model import load_reward_model
 from .reward_config import RewardConfig

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from hfrlhf.experience import Rollout
+from hfrlhf.experience import Rollout, chunks_by_length, left_aligned
 from hfrlhf.rewards.sources import Completions, reward_from_name, reward_source
 
 
@@ -188,3 +190,90 @@ def test_functions_by_name(tmp_path):
     assert reward_from_name("my-org/my-model") == "my-org/my-model"
     with pytest.raises(ValueError, match="rude"):
         reward_from_name(f"{tmp_path / 'mine.py'}:rude")
+
+
+# ---- Cut off, empty, infinite, without a head -----------------------------------------------------------------------
+
+
+def foreign_tokenizer():
+    """The same words under other ids."""
+    from tokenizers import models
+
+    from tests.conftest import WORDS, word_tokenizer
+
+    other = word_tokenizer()
+    ids = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *reversed(WORDS)])}
+    other.backend_tokenizer.model = models.WordLevel(ids, unk_token="<unk>")
+    return other, ids
+
+
+@pytest.mark.parametrize("terminated", [(True, True), (True, False), (False, False)])
+def test_a_foreign_model_sees_that_a_response_was_cut_off(completions, tokenizer, reward_folder, terminated):
+    """EOS stands where the policy stopped, and nowhere else."""
+    other, ids = foreign_tokenizer()
+    rollout = dataclasses.replace(completions.rollout, terminated=torch.tensor(terminated))
+    seen = Completions(rollout, completions.prompts, [" is good .", " fine !"], completions.completion_ids)
+    texts = ["the film is good .", "a very dull story and fine !"]
+    rows = [[1, *(ids[word] for word in text.split()), *[2] * end] for text, end in zip(texts, terminated, strict=True)]
+    expected = torch.tensor(stock_scores(reward_folder, rows)) - 0.75
+    torch.testing.assert_close(reward_source(reward_folder, tokenizer, other)(seen), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_an_empty_share_has_no_scores(completions, tokenizer, reward_folder, foreign):
+    """A process may be left without any completion; a user's function is not asked about none."""
+    nothing = Completions(completions.rollout.select(torch.arange(0)), [], [], [], {"weight": []})
+    other = foreign_tokenizer()[0] if foreign else None
+    source = reward_source([reward_folder, lambda completions: [max(map(len, completions))]], tokenizer, [other, None])
+    assert source(nothing).shape == (0,)
+
+
+def test_no_rows_at_the_left_end():
+    ids, lengths = left_aligned(torch.zeros(0, 5, dtype=torch.long), torch.zeros(0, 5, dtype=torch.bool))
+    assert ids.shape == (0, 0) and lengths.shape == (0,)
+    assert chunks_by_length(lengths, 8) == []
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+def test_an_infinite_reward_names_its_source_and_completion(completions, tokenizer, infinite):
+    def calm(completions):
+        return [1.0, 2.0]
+
+    def wild(completions):
+        return [0.0, infinite]
+
+    with pytest.raises(ValueError, match=rf"completion 1 is .*'calm' gave 2.0, 'wild' gave {infinite}"):
+        reward_source([calm, wild], tokenizer)(completions)
+
+
+def test_an_infinite_score_of_a_model_is_refused(completions, tokenizer, reward_folder):
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    torch.nn.init.constant_(model.score.weight, math.inf)
+    with pytest.raises(ValueError, match="completion 0"):
+        reward_source(model, tokenizer)(completions)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_language_model_is_no_reward_model(tiny_model_folder, tokenizer, by_name):
+    given = str(tiny_model_folder) if by_name else AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    with pytest.raises(ValueError, match=r"no trained score head.*RewardTrainer"):
+        reward_source(given, tokenizer)
+
+
+def test_a_path_is_a_name(completions, tokenizer, reward_folder):
+    source = reward_source(Path(reward_folder), tokenizer)
+    assert source.sources[0].name == "rm"
+    assert torch.equal(source(completions), reward_source(reward_folder, tokenizer)(completions))
+
+
+def test_an_async_function_where_a_loop_already_runs(completions, tokenizer):
+    """As in a notebook, whose cells run inside an event loop."""
+
+    async def reward(completions, **_):
+        await asyncio.sleep(0)
+        return [float(len(text)) for text in completions]
+
+    async def cell():
+        return reward_source(reward, tokenizer)(completions)
+
+    assert asyncio.run(cell()).tolist() == [9.0, 6.0]

@@ -1,0 +1,105 @@
+"""What is refused at construction: tokens, lengths and weights that cannot work together."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+
+def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
+    """Refuse a tokenizer with ids the model has no embedding for.
+
+    Raises:
+        ValueError: the largest id of the tokenizer is outside the model's vocabulary.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= size:
+        raise ValueError(
+            f"the tokenizer has ids up to {largest}, the {role}'s vocabulary ends at {size - 1}: they do not belong "
+            f"together, or the {role} lacks `resize_token_embeddings({largest + 1})`"
+        )
+
+
+def check_same_vocabulary(model: Any, policy: Any, role: str) -> None:
+    """Refuse a model that reads the policy's tokens with embeddings for another vocabulary.
+
+    Raises:
+        ValueError: the numbers of embeddings differ.
+    """
+    theirs, ours = (m.get_input_embeddings().num_embeddings for m in (model, policy))
+    if theirs != ours:
+        raise ValueError(
+            f"the {role} has a vocabulary of {theirs}, the policy one of {ours}: it reads the policy's tokens, so they "
+            "must share the vocabulary (another width or depth is fine)"
+        )
+
+
+def check_positions(models: dict[str, Any], prompt: int, completion: int) -> None:
+    """Refuse prompts and responses that are longer than a model has positions for.
+
+    Args:
+        models: by their roles; what is no model (a critic that is a head) has no limit.
+        prompt: tokens of the longest prompt, for training or evaluation. completion: tokens a response may have.
+
+    Raises:
+        ValueError: together they are too long.
+    """
+    for role, model in models.items():
+        config: Any = model.config if isinstance(model, nn.Module) else None
+        most = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and prompt + completion > most:
+            raise ValueError(
+                f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the {role} has "
+                f"positions for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
+            )
+
+
+def check_trainable(model: Any, role: str) -> None:
+    """Refuse a model in which nothing trains; warn where what trains is stored in half precision.
+
+    Raises:
+        ValueError: no parameter requires a gradient.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(
+            f"no parameter of the {role} requires a gradient, so nothing would train; call "
+            "`model.requires_grad_(True)`, or pass `peft_config=LoraConfig(...)` to train an adapter on it"
+        )
+    half = sorted({str(parameter.dtype) for parameter in trained if parameter.dtype.itemsize < 4})
+    if half:
+        warnings.warn(
+            f"weights of the {role} that train are in {', '.join(half)}, where Adam's small steps round to nothing; "
+            "pass the model's name, or `model.float()`, and `bf16=True` to compute in bfloat16",
+            stacklevel=3,
+        )
+
+
+def check_stop_token(stop_token_id: int, tokenizer: Any, model: Any) -> None:
+    """Refuse a stop token that no response could ever hold.
+
+    Raises:
+        ValueError: it is no id of the tokenizer, or the model has no embedding for it.
+    """
+    known, size = set(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if stop_token_id not in known or stop_token_id >= size:
+        raise ValueError(
+            f"`stop_token_id={stop_token_id!r}` is no token: the tokenizer's ids go from {min(known)} to {max(known)}, "
+            f"the model's to {size - 1}; find an id with `tokenizer.convert_tokens_to_ids(token)`"
+        )
+
+
+def warn_of_other_stops(model: Any, tokenizer: Any, stop_token_id: int) -> None:
+    """Say so where the model was made to stop at several tokens (chat models): a response here ends at one."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    others = sorted(set(ends if isinstance(ends, list) else [ends]) - {stop_token_id, None})
+    if others:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in others)
+        warnings.warn(
+            f"responses end at {tokenizer.convert_ids_to_tokens(stop_token_id)!r} ({stop_token_id}) alone; the model's "
+            f"generation config also stops at {names}: if that is what ends its turns, pass it as `stop_token_id`",
+            stacklevel=4,
+        )
