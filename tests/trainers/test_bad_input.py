@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, Trainer
 
 from hfrlhf import PPOTrainer
 from hfrlhf.trainers.configs import PolicyGradientConfig, PPOConfig
-from tests.trainers.helpers import config, load, prompts, reward, trainer
+from tests.trainers.helpers import config, load, parameters, prompts, reward, trainer
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,21 @@ def test_prompts(tiny_model_folder, tmp_path, rows, message):
         trainer(str(tiny_model_folder), tmp_path, train_dataset=Dataset.from_dict(rows), max_prompt_length=4)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"text": ["the film"]}, "eval dataset has no column 'prompt'"),
+        ({"prompt": []}, "eval dataset is empty"),
+        ({"prompt": ["the film", None]}, "eval dataset has a null in column 'prompt', row 1"),
+        ({"prompt": ["the film", ""]}, "eval dataset has an empty prompt in row 1"),
+    ],
+)
+def test_evaluation_prompts(tiny_model_folder, tmp_path, rows, message):
+    """Refused when the trainer is made, not at the first evaluation hours later."""
+    with pytest.raises(ValueError, match=message):
+        trainer(str(tiny_model_folder), tmp_path, eval_dataset=Dataset.from_dict(rows))
+
+
 def test_a_tokenizer_of_another_vocabulary(tiny_model_folder, tmp_path):
     small = AutoConfig.from_pretrained(tiny_model_folder)
     small.vocab_size = 10
@@ -146,19 +161,65 @@ def test_a_tokenizer_without_end(tiny_model_folder, tmp_path):
         trainer(lm, tmp_path, tokenizer)
 
 
-def test_a_wrong_reward_function_stops_before_any_update(tiny_model_folder, tmp_path):
-    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=lambda completions: [1.0])
-    before = built.model.policy.lm_head.weight.detach().clone()
-    with pytest.raises(ValueError, match="1 scores for 8 completions"):
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ([1.0], ValueError, "1 scores for 8 completions"),
+        (1.0, TypeError, "must return a list of numbers, got float"),
+        (None, TypeError, "must return a list of numbers, got NoneType"),
+        ("12345678", TypeError, "must return a list of numbers, got str"),
+        ([1.0] * 7 + ["good"], TypeError, r"returned 'good' \(str\) for completion 7"),
+        ([[1.0]] * 8, TypeError, r"returned \[1.0\] \(list\) for completion 0"),
+        ([None] * 8, ValueError, "no reward function has an opinion on completion 0"),
+        ([float("nan")] * 8, ValueError, "no reward function has an opinion on completion 0"),
+    ],
+)
+def test_a_wrong_reward_function_stops_before_any_update(tiny_model_folder, tmp_path, returned, error, message):
+    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=lambda completions: returned)
+    before = parameters(built)
+    with pytest.raises(error, match=message):
         built.train()
-    assert before.equal(built.model.policy.lm_head.weight) and built.state.global_step == 0
+    after = parameters(built)
+    assert all(before[name].equal(after[name]) for name in before) and built.state.global_step == 0
 
 
-def test_an_optimiser_that_ignores_parameter_groups(tiny_model_folder, tmp_path):
-    built = trainer(str(tiny_model_folder), tmp_path, optim="adamw_torch")
+class BringsItsOwnGroups(Trainer):
+    """A Trainer whose optimisers come as those of GaLore, APOLLO and LOMO do, which are packages of their own."""
+
+    brings = ()
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
+        return cls, kwargs | dict(self.brings)
+
+
+class PPOWithItsOwnGroups(PPOTrainer, BringsItsOwnGroups):
+    """PPOTrainer on such a Trainer: what it calls as its base is the class above."""
+
+
+@pytest.mark.parametrize("argument", ["params", "model", "optimizer_dict"])
+def test_an_optimiser_that_brings_its_own_parameter_groups(tiny_model_folder, tmp_path, argument):
+    built = PPOWithItsOwnGroups(str(tiny_model_folder), reward, config(tmp_path, optim="sgd"), prompts())
+    built.brings = [(argument, list(built.model.parameters()))]
+    with pytest.raises(ValueError, match="makes its own parameter groups.*use 'adamw_torch'"):
+        built.train()
+    assert built.state.global_step == 0
+    built.brings = ()
+    built.create_optimizer()  # the same without them works
+
+
+def test_a_plain_optimiser_gets_our_four_parameter_groups(tiny_model_folder, tmp_path):
+    built = trainer(str(tiny_model_folder), tmp_path, optim="adamw_torch", value_learning_rate=3e-2, weight_decay=0.1)
     built.create_optimizer()
-    names = [group["name"] for group in built.optimizer.param_groups]
-    assert names == ["policy/decay", "policy/no_decay", "value/decay", "value/no_decay"]
+    groups = {group["name"]: (group["lr"], group["weight_decay"]) for group in built.optimizer.param_groups}
+    assert groups == {
+        "policy/decay": (1e-2, 0.1),
+        "policy/no_decay": (1e-2, 0.0),
+        "value/decay": (3e-2, 0.1),
+        "value/no_decay": (3e-2, 0.0),
+    }
+    held = [id(p) for group in built.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in built.model.parameters())
 
 
 def test_an_output_path_that_is_a_file(tiny_model_folder, tmp_path):
@@ -168,8 +229,7 @@ def test_an_output_path_that_is_a_file(tiny_model_folder, tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_everything_named_in_the_readme_script_works(tiny_model_folder, tmp_path):
-    """Reward functions see the dataset's columns, texts and ids."""
+def test_reward_functions_see_texts_ids_and_the_datasets_columns(tiny_model_folder, tmp_path):
     seen = {}
 
     def watching(prompts, completions, completion_ids, number):

@@ -35,6 +35,32 @@ def test_an_overridden_method_has_the_signature_it_had(name):
     assert stock == SIGNATURES[name] == ours
 
 
+# Methods that pass on, or refuse, whatever the stock one takes: its parameters, where it is not the instance's own.
+PASSED_ON = {
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "predict": ["test_dataset", "ignore_keys", "metric_key_prefix"],
+    "create_model_card": [
+        *("language", "license", "tags", "model_name", "finetuned_from", "tasks", "dataset_tags", "dataset"),
+        "dataset_args",
+    ],
+    "get_optimizer_cls_and_kwargs": ["args", "model"],
+}
+
+
+@pytest.mark.parametrize("name", PASSED_ON)
+def test_an_overridden_method_can_be_called_as_the_stock_one(name):
+    """By position and by name, with all arguments or the required ones."""
+    stock = [p for n, p in inspect.signature(getattr(Trainer, name)).parameters.items() if n != "self"]
+    assert [p.name for p in stock] == PASSED_ON[name]
+    ours = inspect.signature(getattr(PPOTrainer, name))
+    required = [p.name for p in stock if p.default is inspect.Parameter.empty]
+    for names in (PASSED_ON[name], required):
+        ours.bind("self", *names)
+        ours.bind("self", **dict.fromkeys(names))
+    own = [p for p in ours.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
+    assert [p.name for p in own] == PASSED_ON[name][: len(own)]  # what we read ourselves stands where it stood
+
+
 def test_the_loop_itself_is_the_trainers():
     for name in ("_inner_training_loop", "_run_epoch", "push_to_hub", "_maybe_log_save_evaluate", "create_optimizer"):
         assert getattr(PPOTrainer, name) is getattr(Trainer, name)

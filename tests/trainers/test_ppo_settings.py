@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -323,7 +324,7 @@ def test_the_warm_up_is_counted_in_rollouts_of_one_mini_batch_too(tiny_model_fol
     seen = before_each_step(built)
     built.train()
     states = [state for state, _ in seen] + [parameters(built)]
-    for step, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+    for step, (before, after) in enumerate(itertools.pairwise(states)):
         assert unmoved(before, after, "policy.") is (step < 2 * epochs), step
         assert not unmoved(before, after, "value_head."), step
 

@@ -72,15 +72,6 @@ def test_each_epoch_shuffles_anew_and_uses_every_episode_once(tiny_model_folder,
     assert [sorted(used[0]), sorted(used[1])] != [sorted(used[2]), sorted(used[3])]
 
 
-def test_old_logprobs_and_advantages_stay_fixed_over_the_epochs(tiny_model_folder, tmp_path):
-    built = trainer(str(tiny_model_folder), tmp_path)
-    seen = []
-    original = built.get_batch_samples
-    built.get_batch_samples = lambda *a: (seen.append(built.cycle and built.cycle.experience), original(*a))[1]
-    built.train()
-    assert seen[1] is seen[2] is seen[3]
-
-
 # ---- The numbers at the start ---------------------------------------------------------------------------------------
 
 
