@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def trainable_reward_model(model: Any, tokenizer: Any, args: RewardConfig, peft_
     """
     # Weights in float32, also of checkpoints in half precision: there Adam's small steps would round to nothing.
     # `bf16=True` computes in bfloat16 all the same.
-    by_name: dict[str, Any] = {"dtype": torch.float32} if isinstance(model, str) else {}
+    by_name: dict[str, Any] = {"dtype": torch.float32} if isinstance(model, str | Path) else {}
     reward_model = load_reward_model(model, tokenizer, args.seed, **by_name)
     check_vocabulary(reward_model, tokenizer, "reward model")
     refuse_untrainable(reward_model, peft_config)
