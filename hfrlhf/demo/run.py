@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from . import report, stages, world
-from .console import quiet
+from .console import one_thread, quiet
 from .pairs import label_pairs
 
 _FIRST, _SECOND = 4, 5  # the second word of an address: which answer of a pair is drawn
@@ -41,7 +41,7 @@ def run_demo(output_dir: str | Path | None = None, seed: int | None = None, sett
     sizes = {name: settings["world"][name] for name in ("sft", "pairs", "ppo", "test")}
     prompts = world.make_splits(settings["seed"], **sizes)
     clock = Clock()
-    with quiet():
+    with quiet(), one_thread():
         with clock.stage("SFT", "a tiny model learns to write letters"):
             stages.train_language_model(folder / "sft", prompts.sft, settings)
         with clock.stage("pairs", "it answers each prompt twice, and raters choose"):

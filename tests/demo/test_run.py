@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from hfrlhf import PPOConfig, RewardConfig
 from hfrlhf.data.prompts import prepare_prompts
 from hfrlhf.demo import pairs, report, run, run_demo, stages, world
-from hfrlhf.demo.console import quiet
+from hfrlhf.demo.console import one_thread, quiet
 
 
 def small_settings() -> dict[str, Any]:
@@ -173,6 +173,15 @@ def test_quiet_puts_everything_back() -> None:
         assert not datasets.is_progress_bar_enabled()
     after = (transformers_logging.get_verbosity(), datasets.is_progress_bar_enabled(), list(warnings.filters))
     assert after == before
+
+
+def test_one_thread_for_a_while() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
