@@ -201,7 +201,7 @@ class PPOWithItsOwnGroups(PPOTrainer, BringsItsOwnGroups):
 def test_an_optimiser_that_brings_its_own_parameter_groups(tiny_model_folder, tmp_path, argument):
     built = PPOWithItsOwnGroups(str(tiny_model_folder), reward, config(tmp_path, optim="sgd"), prompts())
     built.brings = [(argument, list(built.model.parameters()))]
-    with pytest.raises(ValueError, match="makes its own parameter groups.*use 'adamw_torch'"):
+    with pytest.raises(ValueError, match=r"makes its own parameter groups.*use 'adamw_torch'"):
         built.train()
     assert built.state.global_step == 0
     built.brings = ()
