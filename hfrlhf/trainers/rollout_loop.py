@@ -255,7 +255,7 @@ class RolloutLoop(RunState):
         cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
         if {"params", "model", "optimizer_dict"} & kwargs.keys():
             raise ValueError(
-                f"optim={str(args.optim)!r} makes its own parameter groups, so that policy and critic could not have "
+                f"optim={getattr(args.optim, 'value', args.optim)!r} makes its own parameter groups, so that policy and critic could not have "
                 "their own learning rates; use 'adamw_torch', 'adamw_bnb_8bit' or another plain optimiser"
             )
         return cls, kwargs | {"params": self._parameter_groups(model or self.model)}
