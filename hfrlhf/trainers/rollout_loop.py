@@ -254,6 +254,7 @@ class RolloutLoop(RunState):
         """
         cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
         if {"params", "model", "optimizer_dict"} & kwargs.keys():
+            optim = getattr(args.optim, "value", args.optim)
             raise ValueError(
                 f"optim={getattr(args.optim, 'value', args.optim)!r} makes its own parameter groups, so that policy and critic could not have "
                 "their own learning rates; use 'adamw_torch', 'adamw_bnb_8bit' or another plain optimiser"
