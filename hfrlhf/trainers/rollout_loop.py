@@ -256,7 +256,7 @@ class RolloutLoop(RunState):
         if {"params", "model", "optimizer_dict"} & kwargs.keys():
             optim = getattr(args.optim, "value", args.optim)
             raise ValueError(
-                f"optim={getattr(args.optim, 'value', args.optim)!r} makes its own parameter groups, so that policy and critic could not have "
+                f"optim={optim!r} makes its own parameter groups, so that policy and critic could not have "
                 "their own learning rates; use 'adamw_torch', 'adamw_bnb_8bit' or another plain optimiser"
             )
         return cls, kwargs | {"params": self._parameter_groups(model or self.model)}
