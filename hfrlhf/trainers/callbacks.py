@@ -18,7 +18,7 @@ WATCHED = {
     "objective/ended": ("ended", "share of responses with a stop token"),
     "objective/entropy": ("entropy", "nats per token"),
     "objective/response_length": ("length", "tokens"),
-    "value/explained_variance": ("explained", "share of the returns' variance"),
+    "value/explained_variance": ("critic", "explained share of the returns' variance"),
 }
 
 
@@ -70,7 +70,7 @@ class CompletionsCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Print how it began and how it ended."""
         if state.is_world_process_zero and self.first:
-            print_samples({"before": self.first, "after": self.trainer.samples})
+            print_samples({"first rollout": self.first, "last rollout": self.trainer.samples})
 
 
 def print_samples(stages: dict[str, list[dict[str, Any]]]) -> None:
@@ -108,6 +108,8 @@ def plot_curves(history: list[dict[str, float]], path: Path, title: str = "") ->
     for axis, (name, (short, unit)) in zip(axes.flat, WATCHED.items(), strict=True):
         axis.plot([row["episode"] for row in rows], [row.get(name) for row in rows], color="#2b6cb0", linewidth=1.5)
         axis.set_title(short, fontsize=10)
+        if name == "objective/ended":
+            axis.set_ylim(0, 1.03)  # a share: zoomed in, one response in a hundred would look like a crash
         axis.set_ylabel(unit, fontsize=8)
         axis.set_xlabel("episodes", fontsize=8)
         axis.grid(alpha=0.25)

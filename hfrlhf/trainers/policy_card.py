@@ -21,11 +21,17 @@ _SHOWN = (
 )
 
 
+def _newest(trainer: Any, prefix: str) -> list[tuple[str, float]]:
+    """The metrics with this prefix in the newest log that has them."""
+    rows = [row for row in trainer.state.log_history if f"{prefix}score" in row]
+    return [(k, v) for k, v in (rows or [{}])[-1].items() if k.startswith(prefix)]
+
+
 def policy_card(trainer: Any) -> CardFacts:
     """The facts; `trainer.card` adds to them (`datasets`, `command`, `license`, `figures`, …)."""
     args, policy = trainer.args, trainer.unwrapped().policy
-    rollouts = [row for row in trainer.state.log_history if "objective/score" in row]
-    shown = {k: v for k, v in (rollouts or [{}])[-1].items() if k.startswith("objective/") or k == "episode"}
+    shown = {f"{k} (last training rollout)": v for k, v in _newest(trainer, "objective/")}
+    shown |= {f"{k} (evaluation prompts)": v for k, v in _newest(trainer, "eval_objective/")}
     facts: dict[str, Any] = {
         "model_name": args.hub_model_id or args.output_dir,
         "task": "text-generation",

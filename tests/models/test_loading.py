@@ -214,3 +214,11 @@ def test_a_stop_token_the_model_does_not_know_is_refused(tiny_model_folder, poli
     tokenizer.add_special_tokens({"additional_special_tokens": ["<stop>"]})
     with pytest.raises(ValueError, match="the model's to 19"):
         check_stop_token(20, tokenizer, policy)
+
+
+@pytest.mark.parametrize("name", ["runs/nope/deeper", "./nope", "/nope", "tests/nope"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_policy(name)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_reward_model(name)
