@@ -142,7 +142,7 @@ class RolloutLoop(RunState):
         """Forward and backward of one micro-batch, a chunk of similar lengths at a time."""
         model.train()
         if self.whole_model_rests():
-            return self.finish_step(torch.zeros((), device=self.args.device), num_items_in_batch)
+            return self.finish_step(torch.zeros((), device=self.args.device))
         batch = Experience(**self._prepare_inputs(inputs))
         chunks = chunks_by_length(batch.lengths, self.args.max_tokens_per_micro_batch)
         total = torch.zeros((), device=self.args.device)
@@ -150,16 +150,18 @@ class RolloutLoop(RunState):
             is_last = i == len(chunks) - 1
             with nullcontext() if is_last else self._hold_gradients(model):
                 total += self._chunk_step(model, batch.select(rows), num_items_in_batch)
-        return self.finish_step(total, num_items_in_batch)
+        return self.finish_step(total)
 
     @contextmanager
     def _hold_gradients(self: Any, model: Any) -> Iterator[None]:
         """Gradients of this chunk stay here: no reduction over processes, no step of an engine that steps itself."""
         state, synced = self.accelerator.gradient_state, self.accelerator.sync_gradients
         state._set_sync_gradients(False)
-        with self.accelerator.no_sync(model):
-            yield
-        state._set_sync_gradients(synced)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(synced)
 
     def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any) -> Tensor:
         loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)
@@ -172,7 +174,7 @@ class RolloutLoop(RunState):
         """Whether nothing at all learns in this step: the cycle was stopped and there is no critic apart."""
         return self.cycle.stopped and self.unwrapped().value_model is None
 
-    def finish_step(self: Any, loss: Tensor, num_items: Any) -> Tensor:
+    def finish_step(self: Any, loss: Tensor) -> Tensor:
         """After the last micro-batch of a step: metrics, `target_kl`, and no gradient for a policy that rests."""
         self.step_loss += float(loss)
         if not self.accelerator.sync_gradients:
