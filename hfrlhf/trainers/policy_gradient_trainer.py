@@ -147,7 +147,10 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         with timed(self.metrics, "time/generate"):
             rollout = self.generate(prompts, address)
         with timed(self.metrics, "time/score"):
-            evaluated = self.evaluate_rollout(rollout, *self.score(rollout, self.prompts))
+            completions = self.describe(rollout, self.prompts)
+            scores, parts = self.score(completions)
+            evaluated = self.evaluate_rollout(rollout, scores, parts)
+        self.samples = completions.examples(scores, 4)
         return self.shape_and_estimate(self.gather(evaluated))
 
     def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
@@ -156,13 +159,10 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         with self.accelerator.autocast():
             return self.generator.generate(self.model.policy, prompts.to(self.args.device), address).to("cpu")
 
-    def score(self, rollout: Rollout, prompts: Any) -> tuple[Tensor, Tensor]:
+    def score(self, completions: Completions) -> tuple[Tensor, Tensor]:
         """[B] weighted scores of the reward functions, and [B,S] what each of them said."""
-        completions = self.describe(rollout, prompts)
         parts = {name: part.float().cpu() for name, part in self.reward.parts(completions).items()}
-        scores = self.reward.combine(parts)
-        self.samples = completions.examples(scores, 4)
-        return scores, torch.stack(list(parts.values()), -1)
+        return self.reward.combine(parts), torch.stack(list(parts.values()), -1)
 
     @torch.no_grad()
     def evaluate_rollout(self, rollout: Rollout, scores: Tensor, parts: Tensor) -> EvaluatedRollout:
@@ -303,7 +303,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         if prompts is None:
             raise ValueError("evaluate() needs prompts: pass `eval_dataset` to it or to the trainer")
         rollout = self.generate(*self.evaluation_prompts(prompts))
-        seen = self.evaluate_rollout(rollout, *self.score(rollout, prompts))
+        seen = self.evaluate_rollout(rollout, *self.score(self.describe(rollout, prompts)))
         metrics = evaluation_metrics(self.gather(seen), metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hfrlhf.trainers.callbacks import CompletionsCallback
 from tests.trainers.helpers import config, parameters, trainer, training_logs
@@ -83,6 +84,15 @@ def test_completions_are_kept_once_also_across_a_resume(tiny_model_folder, tmp_p
     built().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
     assert path.read_text() == whole
     assert {json.loads(row)["step"] for row in whole.splitlines()} == {4, 8, 12}
+
+
+def test_an_evaluation_in_mid_cycle_leaves_the_rollouts_samples(tiny_model_folder, tmp_path):
+    """What is kept as a rollout's completions are its own, not those of evaluation prompts."""
+    settings = {"eval_dataset": Dataset.from_dict({"prompt": ["the very very film"] * 4}), "max_steps": 4}
+    built = trainer(str(tiny_model_folder), tmp_path, eval_strategy="steps", eval_steps=1, **settings)
+    built.train()
+    seen = [built.processing_class.decode(ids[1:]) for ids in built.cycle.experience.prompt_lists()[:4]]
+    assert [row["prompt"] for row in built.samples] == seen
 
 
 @pytest.mark.parametrize(
