@@ -1,43 +1,14 @@
-"""What the demo's newcomer meets: one bar per stage, none of the libraries' asides, and no waiting for idle threads."""
+"""What the demo's newcomer is spared: the libraries' asides, and waiting for idle threads."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import datasets
 import torch
-from transformers import ProgressCallback, Trainer
 from transformers.utils import logging as transformers_logging
-
-
-class NumbersOnBar(ProgressCallback):
-    """The Trainer's progress bar with the newest numbers beside it, instead of a dictionary per log.
-
-    Args:
-        shown: metric -> its name on the bar.
-    """
-
-    def __init__(self, shown: dict[str, str]):
-        super().__init__()
-        self.shown = shown
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show the newest numbers."""
-        if self.training_bar is not None and logs:
-            numbers = {name: f"{float(logs[key]):.2f}" for key, name in self.shown.items() if key in logs}
-            self.training_bar.set_postfix(numbers, refresh=bool(numbers))
-
-    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """Evaluation is over in a moment; it shows no bar."""
-
-
-def show_on_bar(trainer: Trainer, shown: dict[str, str]) -> None:
-    """Give a trainer this bar in place of its own."""
-    trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(NumbersOnBar(shown))
 
 
 @contextmanager

@@ -18,12 +18,11 @@ from trl import SFTConfig, SFTTrainer
 from ..data.prompts import prepare_prompts, prompt_batch
 from ..experience import Rollout
 from ..rollout.generation import TransformersGenerator
-from ..trainers.callbacks import plot_curves
+from ..trainers.callbacks import plot_curves, show_on_bar
 from ..trainers.configs import PPOConfig, RewardConfig
 from ..trainers.ppo_trainer import PPOTrainer
 from ..trainers.reward_trainer import RewardTrainer
 from . import world
-from .console import show_on_bar
 
 Settings = Mapping[str, Any]  # a section of demo.yaml
 # What every stage shares: the demo keeps each stage's last model, reports by itself, and shows a bar.

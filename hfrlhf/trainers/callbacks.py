@@ -22,21 +22,31 @@ WATCHED = {
 }
 
 
-class RolloutProgressCallback(ProgressCallback):
-    """The Trainer's progress bar, with the current score and KL beside it instead of a dictionary per log."""
+class NumbersOnBar(ProgressCallback):
+    """The Trainer's progress bar with the newest numbers beside it, instead of a dictionary per log.
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    Args:
+        shown: metric -> its name on the bar.
+    """
+
+    def __init__(self, shown: dict[str, str]) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the newest numbers."""
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {short: f"{logs[name]:.2f}" for name, (short, _) in WATCHED.items() if name in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
+        if self.training_bar is not None and logs:
+            numbers = {name: f"{float(logs[key]):.2f}" for key, name in self.shown.items() if key in logs}
+            self.training_bar.set_postfix(numbers, refresh=bool(numbers))
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Evaluation is over in a moment; it shows no bar."""
 
 
-def use_rollout_progress(trainer: Any) -> None:
-    """Put our bar in the place of the Trainer's own, where it has one."""
+def show_on_bar(trainer: Any, shown: dict[str, str]) -> None:
+    """Put this bar in the place of the trainer's own, where it has one."""
     if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(RolloutProgressCallback)
+        trainer.add_callback(NumbersOnBar(shown))
 
 
 class CompletionsCallback(TrainerCallback):

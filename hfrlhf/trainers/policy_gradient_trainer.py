@@ -35,7 +35,7 @@ from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.reference import make_reference
 from ..rewards.sources import Completions, reward_source
 from ..rollout.generation import TransformersGenerator
-from .callbacks import use_rollout_progress
+from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
 from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
 from .rollout_loop import RolloutLoop
@@ -138,7 +138,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
                 source.model.to(args.device)
         self.start_loop()
-        use_rollout_progress(self)
+        show_on_bar(self, {name: short for name, (short, _) in WATCHED.items()})
 
     # ---- A rollout in five stages -------------------------------------------------------------------------------
 

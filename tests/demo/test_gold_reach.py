@@ -91,4 +91,4 @@ def test_all_stages_train_where_gold_cannot_be_imported(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TRAIN_WITHOUT_GOLD, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, timeout=280, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "reached hfrlhf.demo.console hfrlhf.demo.stages hfrlhf.demo.world" in result.stdout
+    assert "reached hfrlhf.demo.stages hfrlhf.demo.world" in result.stdout
