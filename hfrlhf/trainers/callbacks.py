@@ -37,7 +37,8 @@ class NumbersOnBar(ProgressCallback):
         """Show the newest numbers."""
         if self.training_bar is not None and logs:
             numbers = {name: f"{float(logs[key]):.2f}" for key, name in self.shown.items() if key in logs}
-            self.training_bar.set_postfix(numbers, refresh=bool(numbers))
+            if numbers:  # the log at the very end has none, and would wipe out the last ones
+                self.training_bar.set_postfix(numbers)
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """Evaluation is over in a moment; it shows no bar."""
