@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from .core.advantages import PSI
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -16,21 +18,66 @@ class Algorithm:
     Args:
         psi: Ψ_t, a key of `core.advantages.PSI`.
         loss: policy loss, a key of `core.policy_losses.POLICY_LOSSES`.
-        critic: whether a value function is learnt.
-        reuses_rollouts: whether a rollout may serve several epochs or mini-batches (an importance ratio corrects).
         source: where it comes from.
+        critic: what is learnt beside the policy: "V" (state values), "Q" (action values) or None.
+        epochs: passes over each rollout unless the settings say otherwise.
+        whiten: whether Ψ is whitened unless the settings say otherwise; so where the source does it.
+        update: "gradient" (the optimiser's step), "natural" (natural gradient) or "trust_region" (with a line search).
+        needs: what Ψ needs beyond rewards and values: "groups" (several responses per prompt), "gradient_norms"
+            (‖∇log P(τ)‖² of each response), "expected_values" (max and mean of Q over the vocabulary).
     """
 
     psi: str
     loss: str
-    critic: bool
-    reuses_rollouts: bool
     source: str
+    critic: str | None = None
+    epochs: int = 1
+    whiten: bool = False
+    update: str = "gradient"
+    needs: tuple[str, ...] = ()
+
+    @property
+    def reuses_rollouts(self) -> bool:
+        """Whether a rollout may serve several optimiser steps: an importance ratio has to correct the later ones."""
+        return self.loss != "score_function" and self.update == "gradient"
 
 
 ALGORITHMS = {
-    "vpg": Algorithm("gae", "score_function", critic=True, reuses_rollouts=False, source="Spinning Up; SPEC §5"),
-    "ppo_clip": Algorithm("gae", "ppo_clip", critic=True, reuses_rollouts=True, source="Schulman 2017; SPEC §6.3"),
+    "reinforce": Algorithm("total_return", "score_function", "Williams 1992; SPEC §3.1"),
+    "reinforce_constant": Algorithm("constant_baseline", "score_function", "Williams 1992; SPEC §3.3"),
+    "reinforce_minimal_variance": Algorithm(
+        "minimal_variance_baseline", "score_function", "Greensmith 2004; SPEC §3.3", needs=("gradient_norms",)
+    ),
+    "reward_to_go": Algorithm("reward_to_go", "score_function", "Sutton 1999; SPEC §3.2"),
+    "reward_to_go_constant": Algorithm("reward_to_go_constant_baseline", "score_function", "SPEC §3.3"),
+    "reward_to_go_time_dependent": Algorithm("time_dependent_baseline", "score_function", "SPEC §3.3"),
+    "rloo": Algorithm("leave_one_out", "score_function", "Ahmadian 2024; SPEC §3.3", needs=("groups",)),
+    "grpo": Algorithm("group_normalised", "ppo_clip", "Shao 2024; SPEC §3.3", needs=("groups",)),
+    "vpg": Algorithm("value_baseline", "score_function", "Sutton 1999; SPEC §5", critic="V"),
+    "td_actor_critic": Algorithm("td_error", "score_function", "Sutton 1999; SPEC §4.1", critic="V"),
+    "a2c": Algorithm("n_step", "score_function", "Mnih 2016; SPEC §4.2", critic="V"),
+    "gae_actor_critic": Algorithm(
+        "gae", "score_function", "Schulman 2015; VPG in Spinning Up; SPEC §4.3", critic="V", whiten=True
+    ),
+    "q_actor_critic": Algorithm("action_value", "score_function", "Sutton 1999; SPEC §5", critic="Q"),
+    "expected_baseline_actor_critic": Algorithm(
+        "expected_baseline", "score_function", "SPEC §5", critic="Q", needs=("expected_values",)
+    ),
+    "importance_weighted": Algorithm(
+        "gae", "importance_weighted", "Schulman 2017; SPEC §6.2", critic="V", epochs=4, whiten=True
+    ),
+    "importance_weighted_per_decision": Algorithm(
+        "discounted_rewards", "per_decision_weighted", "Precup 2000; SPEC §6.2", epochs=4
+    ),
+    "importance_weighted_sequence": Algorithm("total_return", "sequence_weighted", "SPEC §6.2", epochs=4),
+    "ppo_clip": Algorithm("gae", "ppo_clip", "Schulman 2017; SPEC §6.3", critic="V", epochs=4, whiten=True),
+    "ppo_penalty": Algorithm("gae", "ppo_penalty", "Schulman 2017; SPEC §6.4", critic="V", epochs=4, whiten=True),
+    "natural_policy_gradient": Algorithm(
+        "gae", "importance_weighted", "Kakade 2001; SPEC §6.8", critic="V", whiten=True, update="natural"
+    ),
+    "trpo": Algorithm(
+        "gae", "importance_weighted", "Schulman 2015; SPEC §6.8", critic="V", whiten=True, update="trust_region"
+    ),
 }
 
 
@@ -46,3 +93,13 @@ def algorithm_named(name: str) -> Algorithm:
             f"no algorithm is called {name!r}; did you mean {near[0]!r}? There are: {', '.join(ALGORITHMS)}"
         )
     return ALGORITHMS[name]
+
+
+def algorithm_table() -> list[tuple[str, ...]]:
+    """The table for people: a heading, then name, Ψ, loss, critic, epochs and source of each algorithm."""
+    rows = [("algorithm", "Ψ", "loss", "critic", "epochs", "source")]
+    for name, row in ALGORITHMS.items():
+        loss = row.loss if row.update == "gradient" else f"{row.loss}, {row.update} step"
+        formula = (PSI[row.psi].__doc__ or row.psi).strip()
+        rows.append((name, formula, loss.replace("_", " "), row.critic or "none", str(row.epochs), row.source))
+    return rows

@@ -1,7 +1,6 @@
 """What each token's log-probability is weighted with: the Ψ of the policy gradient.
 
-Ψ carries no gradient and is 0 at padding. Where there is a critic, its regression target is Ψ + V, with Ψ before
-whitening: the TD target, the n-step return, the λ-return or the reward-to-go, according to the row.
+Ψ carries no gradient and is 0 at padding. To add one: a function with its equation, and a row of `PSI`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,14 @@ from torch import Tensor
 
 from hfrlhf.core import baselines
 from hfrlhf.core.masking import at_least_float32, masked
-from hfrlhf.core.returns import discounted_sum, n_step_return, reward_to_go, shifted, total_return
+from hfrlhf.core.returns import (
+    discounted_rewards,
+    discounted_sum,
+    n_step_return,
+    reward_to_go,
+    shifted,
+    total_return,
+)
 
 
 def td_error(
@@ -62,12 +68,29 @@ def gae(
     return discounted_sum(td_error(rewards, values, mask, gamma, bootstrap_values), mask, gamma * gae_lambda)
 
 
+def expected_baseline(
+    rewards: Tensor, best_values: Tensor, expected_values: Tensor, mask: Tensor, gamma: float
+) -> Tensor:
+    """The best that can follow, less what the policy gets on average; biased by its max.
+
+        Ψ_t = r_t + γ·max_a' Q_w(s_{t+1}, a') − Σ_a π(a|s_t)·Q_w(s_t, a),  Q = 0 after the end      (SPEC §5, last row)
+
+    Shapes: rewards, best_values, expected_values, mask [B,A] -> [B,A], 0 at padding; `best_values[:, t]` is
+    max_a Q_w(s_t, a), `expected_values[:, t]` is Σ_a π(a|s_t)·Q_w(s_t, a).
+    """
+    following = shifted(at_least_float32(best_values), mask)
+    return masked(at_least_float32(rewards) + gamma * following - at_least_float32(expected_values), mask)
+
+
 @dataclass(frozen=True)
 class PsiOptions:
     """The numbers that a row of `PSI` may read; each row takes what it needs.
 
     `gamma` discount, `gae_lambda` weight of longer GAE sums, `n_step` length of n-step sums, `group_size` responses per
-    prompt, `bootstrap_values` [B] the value of the state after the last token (0 where terminated), None for 0.
+    prompt, `bootstrap_values` [B] the value of the state after the last token (0 where terminated), None for 0,
+    `exclude_self` whether a baseline over the batch leaves an episode out of its own. Where the row needs them:
+    `grad_sq_norms` [B] squared norms of ∇log P(τ), `best_values` and `expected_values` [B,A] max_a Q(s_t, a) and
+    Σ_a π(a|s_t)·Q(s_t, a).
     """
 
     gamma: float = 1.0
@@ -75,52 +98,99 @@ class PsiOptions:
     n_step: int = 1
     group_size: int = 1
     bootstrap_values: Tensor | None = None
+    exclude_self: bool = False
+    grad_sq_norms: Tensor | None = None
+    best_values: Tensor | None = None
+    expected_values: Tensor | None = None
 
 
 Psi = Callable[[Tensor, Tensor, Tensor, PsiOptions], Tensor]
 
 
+# The rows. Each docstring is the formula that the table of algorithms shows.
+
+
 def _total_return(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R(τ)"""
     return _per_token(total_return(rewards, mask, options.gamma), mask)
 
 
 def _constant_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R(τ) − mean R(τ)"""
     total = total_return(rewards, mask, options.gamma)
-    return _per_token(total - baselines.constant(total), mask)
+    return _per_token(total - baselines.constant(total, options.exclude_self), mask)
+
+
+def _minimal_variance_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R(τ) − Σ‖g‖²R(τ)/Σ‖g‖²"""
+    total = total_return(rewards, mask, options.gamma)
+    norms = _given(options.grad_sq_norms, "minimal_variance_baseline", "grad_sq_norms")
+    return _per_token(total - baselines.minimal_variance(total, norms, options.exclude_self), mask)
 
 
 def _reward_to_go(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R_t"""
     return reward_to_go(rewards, mask, options.gamma)
 
 
+def _reward_to_go_constant_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R_t − mean R(τ)"""
+    baseline = baselines.constant(total_return(rewards, mask, options.gamma), options.exclude_self)
+    return masked(reward_to_go(rewards, mask, options.gamma) - baseline.unsqueeze(-1), mask)
+
+
 def _time_dependent_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R_t − mean R_t of those running"""
     to_go = reward_to_go(rewards, mask, options.gamma)
-    return masked(to_go - baselines.time_dependent(to_go, mask), mask)
+    return masked(to_go - baselines.time_dependent(to_go, mask, options.exclude_self), mask)
 
 
 def _leave_one_out(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R_t − mean R(τ) of the prompt's others"""
     baseline = baselines.leave_one_out(total_return(rewards, mask, options.gamma), options.group_size)
     return masked(reward_to_go(rewards, mask, options.gamma) - baseline.unsqueeze(-1), mask)
 
 
 def _group_normalised(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """(R(τ) − mean) / std over the prompt's responses"""
     return _per_token(baselines.group_normalised(total_return(rewards, mask, options.gamma), options.group_size), mask)
 
 
 def _value_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """R_t − V(s_t)"""
     return masked(reward_to_go(rewards, mask, options.gamma) - at_least_float32(values), mask)
 
 
 def _td_error(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """δ_t = r_t + γV(s_{t+1}) − V(s_t)"""
     return td_error(rewards, values, mask, options.gamma, options.bootstrap_values)
 
 
 def _n_step(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """Σ_{l<n} γˡδ_{t+l}"""
     return k_step(rewards, values, mask, options.gamma, options.n_step, options.bootstrap_values)
 
 
 def _gae(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """Σ_l (γλ)ˡδ_{t+l} (GAE)"""
     return gae(rewards, values, mask, options.gamma, options.gae_lambda, options.bootstrap_values)
+
+
+def _action_value(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """Q(s_t, a_t)"""
+    return masked(at_least_float32(values), mask)
+
+
+def _expected_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """r_t + γ·max_a Q(s_{t+1}, a) − Σ_a π(a|s_t)Q(s_t, a)"""
+    best = _given(options.best_values, "expected_baseline", "best_values")
+    expected = _given(options.expected_values, "expected_baseline", "expected_values")
+    return expected_baseline(rewards, best, expected, mask, options.gamma)
+
+
+def _discounted_rewards(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+    """γᵗ⁻¹r_t"""
+    return discounted_rewards(rewards, mask, options.gamma)
 
 
 def _per_token(per_sequence: Tensor, mask: Tensor) -> Tensor:
@@ -128,11 +198,20 @@ def _per_token(per_sequence: Tensor, mask: Tensor) -> Tensor:
     return masked(per_sequence.unsqueeze(-1).expand(mask.shape), mask)
 
 
-# PSI[name](rewards, values, mask, options) -> [B,A]; the names are the rows of SPEC §5.
+def _given(tensor: Tensor | None, row: str, option: str) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"PSI[{row!r}] needs PsiOptions({option}=…), which was not given")
+    return tensor
+
+
+# PSI[name](rewards, values, mask, options) -> [B,A]; the names are the rows of SPEC §5. `values` are V(s_t), or
+# Q(s_t, a_t) where the critic is a Q head.
 PSI: dict[str, Psi] = {
     "total_return": _total_return,
     "constant_baseline": _constant_baseline,
+    "minimal_variance_baseline": _minimal_variance_baseline,
     "reward_to_go": _reward_to_go,
+    "reward_to_go_constant_baseline": _reward_to_go_constant_baseline,
     "time_dependent_baseline": _time_dependent_baseline,
     "leave_one_out": _leave_one_out,
     "group_normalised": _group_normalised,
@@ -140,4 +219,7 @@ PSI: dict[str, Psi] = {
     "td_error": _td_error,
     "n_step": _n_step,
     "gae": _gae,
+    "action_value": _action_value,
+    "expected_baseline": _expected_baseline,
+    "discounted_rewards": _discounted_rewards,
 }

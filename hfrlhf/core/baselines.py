@@ -5,42 +5,53 @@ The group baselines expect the responses to one prompt next to each other: rows 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from hfrlhf.core.masking import at_least_float32, masked_mean
+from hfrlhf.core.masking import at_least_float32, masked, masked_mean
 
 
-def constant(total: Tensor) -> Tensor:
+def constant(total: Tensor, exclude_self: bool = False) -> Tensor:
     """The mean return of the batch.
 
-        b = mean_i R(τ_i)                                                                              (SPEC §3.3)
+        b = mean_i R(τ_i);  excluding itself:  b_i = Σ_{j≠i} R(τ_j) / (m − 1)                          (SPEC §3.3)
 
-    Shapes: total [B] -> []; 0 for an empty batch.
+    With the episode inside its own baseline the expected gradient shrinks by (m − 1)/m; without, it is unbiased.
+    Shapes: total [m] -> [], or [m] with `exclude_self`; 0 where there is nothing to average.
     """
     total = at_least_float32(total)
+    if exclude_self:
+        return (total.sum() - total) / max(1, total.numel() - 1)
     return total.sum() / max(1, total.numel())
 
 
-def minimal_variance(total: Tensor, grad_sq_norms: Tensor) -> Tensor:
+def minimal_variance(total: Tensor, grad_sq_norms: Tensor, exclude_self: bool = False) -> Tensor:
     """The constant with which R(τ) − b gives the least variance of the gradient.
 
-        b = Σ_i ‖g_i‖²·R(τ_i) / Σ_i ‖g_i‖²,  g_i = ∇log P(τ_i)                                         (SPEC §3.3)
+        b = Σ_i ‖g_i‖²·R(τ_i) / Σ_i ‖g_i‖²,  g_i = ∇log P(τ_i);  excluding itself: both sums over j≠i    (SPEC §3.3)
 
-    Shapes: total, grad_sq_norms [B] -> []; 0 where all gradients vanish (no baseline matters then).
+    Shapes: total, grad_sq_norms [m] -> [], or [m] with `exclude_self`; 0 where all gradients vanish (no baseline
+    matters then).
     """
     total, weights = at_least_float32(total), at_least_float32(grad_sq_norms)
-    norm = weights.sum()
-    return (weights * total).sum() / norm.where(norm > 0, norm.new_ones(()))
+    weighted, norm = (weights * total).sum(), weights.sum()
+    if exclude_self:
+        weighted, norm = weighted - weights * total, norm - weights
+    return torch.where(norm > 0, weighted / torch.where(norm > 0, norm, 1.0), 0.0)
 
 
-def time_dependent(rewards_to_go: Tensor, mask: Tensor) -> Tensor:
+def time_dependent(rewards_to_go: Tensor, mask: Tensor, exclude_self: bool = False) -> Tensor:
     """The mean reward-to-go of the episodes still running at each step.
 
-        b_t = mean of R_t over the episodes i with n_i ≥ t                                             (SPEC §3.3)
+        b_t = mean of R_t over the episodes i with n_i ≥ t;  excluding itself: over j≠i                (SPEC §3.3)
 
-    Shapes: rewards_to_go, mask [B,A] -> [A]; 0 where no episode is running.
+    Shapes: rewards_to_go, mask [B,A] -> [A], or [B,A] with `exclude_self`; 0 where no (other) episode is running.
     """
-    return masked_mean(rewards_to_go, mask, dim=0)
+    if not exclude_self:
+        return masked_mean(rewards_to_go, mask, dim=0)
+    own = masked(at_least_float32(rewards_to_go), mask)
+    running = mask.to(own.dtype)
+    return (own.sum(0) - own) / (running.sum(0) - running).clamp(min=1)
 
 
 def leave_one_out(total: Tensor, group_size: int) -> Tensor:

@@ -38,6 +38,30 @@ def importance_weighted(logprobs: Tensor, old_logprobs: Tensor, psi: Tensor) -> 
     return -ratio(logprobs, old_logprobs) * psi.detach()
 
 
+def sequence_weighted(logprobs: Tensor, old_logprobs: Tensor, psi: Tensor) -> Tensor:
+    """The score function, weighted by how much likelier the whole response has become: exact off-policy.
+
+        L_t = −W·log π_θ(a_t)·Ψ_t,  W = π_θ(y|x) / π_old(y|x) = Π_j ρ_j held constant           (SPEC §6.2, on Ψ = R(τ))
+
+    Its gradient is that of −W·R(τ); the variance of W grows with the length of the response.
+    Shapes: logprobs, old_logprobs, psi [B,A], 0 at padding -> [B,A].
+    """
+    log_weight = (at_least_float32(logprobs) - at_least_float32(old_logprobs)).sum(-1, keepdim=True)
+    weight = log_weight.detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return weight * score_function(logprobs, psi)
+
+
+def per_decision_weighted(logprobs: Tensor, old_logprobs: Tensor, psi: Tensor) -> Tensor:
+    """Each reward weighted by how much likelier the tokens up to it have become: exact off-policy, less variance.
+
+        L_t = −(Π_{j≤t} ρ_j)·Ψ_t,  Ψ_t = γ^{t−1}·r_t                                           (SPEC §6.2, per decision)
+
+    Shapes: logprobs, old_logprobs, psi [B,A], 0 at padding -> [B,A].
+    """
+    log_ratios = at_least_float32(logprobs) - at_least_float32(old_logprobs).detach()
+    return -log_ratios.cumsum(-1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * psi.detach()
+
+
 def ppo_clip(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -96,6 +120,8 @@ PolicyLoss = Callable[[Tensor, Tensor, Tensor, PolicyLossOptions], Tensor]
 POLICY_LOSSES: dict[str, PolicyLoss] = {
     "score_function": lambda new, old, psi, options: score_function(new, psi),
     "importance_weighted": lambda new, old, psi, options: importance_weighted(new, old, psi),
+    "sequence_weighted": lambda new, old, psi, options: sequence_weighted(new, old, psi),
+    "per_decision_weighted": lambda new, old, psi, options: per_decision_weighted(new, old, psi),
     "ppo_clip": lambda new, old, psi, options: ppo_clip(
         new, old, psi, options.clip_low, options.clip_high, options.dual_clip
     ),

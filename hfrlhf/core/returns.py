@@ -18,9 +18,19 @@ def total_return(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
     Shapes: rewards, mask [B,A] -> [B]; 0 for a row without valid positions.
     """
+    return discounted_rewards(rewards, mask, gamma).sum(-1)
+
+
+def discounted_rewards(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Each token's reward as it counts in the whole return.
+
+        γ^{k−1}·r_k, whose sum is R(τ)                                                                 (SPEC §3.1)
+
+    Shapes: rewards, mask [B,A] -> [B,A], 0 at padding.
+    """
     rewards, mask = at_least_float32(rewards), mask.bool()
     step = (mask.cumsum(-1) - 1).clamp(min=0)
-    return (masked(rewards, mask) * gamma ** step.to(rewards.dtype)).sum(-1)
+    return masked(rewards, mask) * gamma ** step.to(rewards.dtype)
 
 
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:

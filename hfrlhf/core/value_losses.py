@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from hfrlhf.core.masking import at_least_float32, masked_mean
+from hfrlhf.core.masking import at_least_float32, masked, masked_mean
+from hfrlhf.core.returns import shifted
+
+
+def sarsa_target(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """What a Q head is regressed on: the reward and the value of the action that was then taken.
+
+        y_t = r_t + γ·Q_w(s_{t+1}, a_{t+1}),  Q = 0 after the end                                        (SPEC §5)
+
+    Shapes: rewards, values (Q_w(s_t, a_t) when sampled), mask [B,A] -> [B,A], 0 at padding.
+    """
+    return masked(at_least_float32(rewards) + gamma * shifted(at_least_float32(values), mask), mask)
+
+
+# CRITIC_TARGETS[critic](psi, rewards, values, mask, gamma) -> [B,A], with Ψ before whitening. For V it is Ψ + V: the TD
+# target, the n-step return, the λ-return or the reward-to-go, according to Ψ (SPEC §3.4).
+CriticTarget = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+CRITIC_TARGETS: dict[str, CriticTarget] = {
+    "V": lambda psi, rewards, values, mask, gamma: masked(psi + at_least_float32(values), mask),
+    "Q": lambda psi, rewards, values, mask, gamma: sarsa_target(rewards, values, mask, gamma),
+}
 
 
 def squared_error(values: Tensor, returns: Tensor) -> Tensor:
