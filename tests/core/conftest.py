@@ -25,6 +25,8 @@ def _tensors(value: Any) -> Any:
     if isinstance(value, dict):
         mask = {key: torch.tensor(entry, dtype=torch.bool) for key, entry in value.items() if key == "action_mask"}
         return {key: _tensors(entry) for key, entry in value.items()} | mask
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_tensors(entry) for entry in value]
     if isinstance(value, list):
         tensor = torch.tensor(value)
         return tensor if tensor.dtype == torch.bool else torch.tensor(value, dtype=torch.float64)

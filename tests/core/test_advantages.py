@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hfrlhf.core.advantages import PSI, PsiOptions, gae, k_step, td_error
+from hfrlhf.core.advantages import PSI, PsiOptions, expected_baseline, gae, k_step, td_error
 
 NAN = math.nan
 # As in test_returns.py: three tokens, one token, none; the padding holds NaN.
@@ -23,6 +23,17 @@ def test_advantages_match_the_vectors(returns_and_advantages_vector, close):
     # V(s_{n+1}) counts only where the response was cut off.
     bootstrap = torch.where(inputs["truncated"], inputs["next_values"], 0.0)
     close(gae(rewards, values, mask, gamma, inputs["lam"], bootstrap), expected["gae_bootstrap_truncated"])
+
+
+def test_rows_with_a_q_head_match_the_vectors(q_actor_critic_vector, close):
+    inputs, expected = q_actor_critic_vector["inputs"], q_actor_critic_vector["expected"]
+    rewards, mask, q = inputs["rewards"], inputs["action_mask"], inputs["q_values"]
+    taken = q.gather(-1, inputs["actions"].long().unsqueeze(-1)).squeeze(-1)
+    mean = (inputs["logits"].softmax(-1) * q).sum(-1)
+    options = PsiOptions(gamma=inputs["gamma"], best_values=q.amax(-1), expected_values=mean)
+    close(PSI["action_value"](rewards, taken, mask, options), expected["q_psi"])
+    close(PSI["expected_baseline"](rewards, taken, mask, options), expected["expected_baseline_psi"])
+    close(expected_baseline(rewards, q.amax(-1), mean, mask, inputs["gamma"]), expected["expected_baseline_psi"])
 
 
 def test_td_error_by_hand():
@@ -84,6 +95,7 @@ ESTIMATORS = {
     "td": lambda r, v, m, b: td_error(r, v, m, 0.9, b),
     "k_step": lambda r, v, m, b: k_step(r, v, m, 0.9, 3, b),
     "gae": lambda r, v, m, b: gae(r, v, m, 0.9, 0.7, b),
+    "expected_baseline": lambda r, v, m, b: expected_baseline(r, v + 1, v, m, 0.9),
 }
 
 
@@ -111,13 +123,19 @@ def test_dtypes(estimator):
 PSI_REWARDS = torch.tensor([[1.0, 4.0], [2.0, 0.0], [0.0, 0.0], [-1.0, 2.0]])
 PSI_VALUES = torch.tensor([[1.0, 2.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
 PSI_MASK = torch.tensor([[True, True], [True, False], [True, False], [True, True]])
+GRAD_SQ_NORMS = torch.tensor([1.0, 2.0, 1.0, 0.0])
+BEST_VALUES = torch.tensor([[3.0, 4.0], [2.0, 9.0], [1.0, 9.0], [0.0, 6.0]])
+EXPECTED_VALUES = torch.tensor([[1.0, 2.0], [1.0, 9.0], [-1.0, 9.0], [0.0, 1.0]])
 # Whole returns 3, 2, 0, 0 (mean 1.25); reward-to-go (3, 4), 2, 0, (0, 2), its mean over time (1.25, 3).
+# Weighted with the norms: (3 + 2·2) / 4 = 1.75. With the best Q: 1 + 4/2 − 1 = 2, 4 − 2 = 2; −1 + 6/2 − 0 = 2, 2 − 1.
 # δ: 1 + 2/2 − 1 = 1, 4 − 2 = 2 · 2 − 1 = 1 · 0 + 1 = 1 · −1 + 1/2 − 0 = −0.5, 2 − 1 = 1.
 GROUP_STD = 0.5**0.5 + 1e-4  # of the returns 3 and 2
 PSI_BY_HAND = {
     "total_return": [[3.0, 3.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]],
     "constant_baseline": [[1.75, 1.75], [0.75, 0.0], [-1.25, 0.0], [-1.25, -1.25]],
+    "minimal_variance_baseline": [[1.25, 1.25], [0.25, 0.0], [-1.75, 0.0], [-1.75, -1.75]],
     "reward_to_go": [[3.0, 4.0], [2.0, 0.0], [0.0, 0.0], [0.0, 2.0]],
+    "reward_to_go_constant_baseline": [[1.75, 2.75], [0.75, 0.0], [-1.25, 0.0], [-1.25, 0.75]],
     "time_dependent_baseline": [[1.75, 1.0], [0.75, 0.0], [-1.25, 0.0], [-1.25, -1.0]],
     "leave_one_out": [[1.0, 2.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 2.0]],
     "group_normalised": [[0.5 / GROUP_STD] * 2, [-0.5 / GROUP_STD, 0.0], [0.0, 0.0], [0.0, 0.0]],
@@ -125,14 +143,56 @@ PSI_BY_HAND = {
     "td_error": [[1.0, 2.0], [1.0, 0.0], [1.0, 0.0], [-0.5, 1.0]],
     "n_step": [[2.0, 2.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]],
     "gae": [[1.5, 2.0], [1.0, 0.0], [1.0, 0.0], [-0.25, 1.0]],
+    "action_value": [[1.0, 2.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]],
+    "expected_baseline": [[2.0, 2.0], [1.0, 0.0], [1.0, 0.0], [2.0, 1.0]],
+    "discounted_rewards": [[1.0, 2.0], [2.0, 0.0], [0.0, 0.0], [-1.0, 1.0]],
 }
+# Without an episode's own return, the others' mean is 2/3, 1, 5/3, 5/3; weighted, 4/3, 3/2, 7/3, 7/4.
+EXCLUDING_SELF_BY_HAND = {
+    "constant_baseline": [[7 / 3, 7 / 3], [1.0, 0.0], [-5 / 3, 0.0], [-5 / 3, -5 / 3]],
+    "minimal_variance_baseline": [[5 / 3, 5 / 3], [0.5, 0.0], [-7 / 3, 0.0], [-1.75, -1.75]],
+    "reward_to_go_constant_baseline": [[7 / 3, 10 / 3], [1.0, 0.0], [-5 / 3, 0.0], [-5 / 3, 1 / 3]],
+    "time_dependent_baseline": [[7 / 3, 2.0], [1.0, 0.0], [-5 / 3, 0.0], [-5 / 3, -2.0]],
+}
+
+
+def _options(**changes):
+    given = {"grad_sq_norms": GRAD_SQ_NORMS, "best_values": BEST_VALUES, "expected_values": EXPECTED_VALUES}
+    return PsiOptions(**({"gamma": 0.5, "gae_lambda": 0.5, "n_step": 2, "group_size": 2} | given | changes))
 
 
 @pytest.mark.parametrize("name", PSI)
 def test_every_row_of_the_table_by_hand(name):
-    options = PsiOptions(gamma=0.5, gae_lambda=0.5, n_step=2, group_size=2)
-    psi = PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, options)
+    psi = PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, _options())
     torch.testing.assert_close(psi, torch.tensor(PSI_BY_HAND[name]))
+
+
+@pytest.mark.parametrize("name", PSI)
+def test_a_baseline_may_leave_an_episode_out_of_its_own(name):
+    psi = PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, _options(exclude_self=True))
+    torch.testing.assert_close(psi, torch.tensor((PSI_BY_HAND | EXCLUDING_SELF_BY_HAND)[name]))
+
+
+@pytest.mark.parametrize("name", PSI)
+def test_what_stands_in_the_padding_reaches_no_row(name):
+    rewards, values, best, expected = (
+        torch.where(PSI_MASK, x, NAN) for x in (PSI_REWARDS, PSI_VALUES, BEST_VALUES, EXPECTED_VALUES)
+    )
+    psi = PSI[name](rewards, values, PSI_MASK, _options(best_values=best, expected_values=expected))
+    torch.testing.assert_close(psi, torch.tensor(PSI_BY_HAND[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("minimal_variance_baseline", "grad_sq_norms"),
+        ("expected_baseline", "best_values"),
+        ("expected_baseline", "expected_values"),
+    ],
+)
+def test_a_row_says_which_option_it_misses(name, option):
+    with pytest.raises(ValueError, match=rf"PSI\['{name}'\] needs PsiOptions\({option}=…\), which was not given"):
+        PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, _options(**{option: None}))
 
 
 @pytest.mark.parametrize("name", ["td_error", "n_step", "gae"])

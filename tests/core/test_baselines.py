@@ -41,6 +41,28 @@ def test_time_dependent_by_hand():
     assert time_dependent(to_go, mask).tolist() == [4.0, 4.0, 1.0, 0.0]
 
 
+def test_without_its_own_episode_by_hand():
+    total = torch.tensor([1.0, 3.0, 8.0, 0.0])
+    assert constant(total, exclude_self=True).tolist() == pytest.approx([11 / 3, 3.0, 4 / 3, 4.0])
+    # Weights 1, 3, 0, 1; Σ w·R = 10, Σ w = 5: 9/4, 1/2, 10/5, 10/4.
+    norms = torch.tensor([1.0, 3.0, 0.0, 1.0])
+    assert minimal_variance(total, norms, exclude_self=True).tolist() == [2.25, 0.5, 2.0, 2.5]
+    # Three, two and one running: (6 + 8)/2, (3 + 8)/2, (3 + 6)/2; then each other's; then nobody else.
+    nan = float("nan")
+    to_go = torch.tensor([[3.0, 2.0, 1.0], [6.0, 5.0, nan], [8.0, nan, nan]])
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    baseline = time_dependent(to_go, mask, exclude_self=True)
+    assert baseline[mask].tolist() == [7.0, 5.0, 0.0, 5.5, 2.0, 4.5]
+    assert baseline.isfinite().all()
+
+
+def test_alone_in_a_batch_there_is_no_baseline():
+    one, running = torch.tensor([2.0]), torch.ones(1, 2, dtype=torch.bool)
+    assert constant(one, exclude_self=True).tolist() == [0.0]
+    assert minimal_variance(one, torch.tensor([3.0]), exclude_self=True).tolist() == [0.0]
+    assert time_dependent(torch.ones(1, 2), running, exclude_self=True).tolist() == [[0.0, 0.0]]
+
+
 def test_degenerate_batches_give_zero_and_not_nan():
     assert constant(torch.zeros(0)) == 0
     assert minimal_variance(torch.tensor([1.0, 2.0]), torch.zeros(2)) == 0
@@ -75,6 +97,15 @@ def test_leave_one_out_is_unbiased_and_the_constant_shrinks(close):
     close(shrunk, exact / 2)
 
 
+@pytest.mark.parametrize("norms", [torch.tensor([1.0, 3.0, 0.5]), torch.ones(3), torch.tensor([1.0, 0.0, 0.0])])
+def test_minimal_variance_of_others_weighs_only_others(norms, close):
+    # Whatever an episode's own return is, its baseline stays.
+    total = torch.tensor([2.0, -1.0, 5.0])
+    for i in range(3):
+        changed = total + 100 * torch.eye(3)[i]
+        close(minimal_variance(changed, norms, True)[i], minimal_variance(total, norms, True)[i], atol=2e-5)
+
+
 def test_a_baseline_of_the_return_is_one_of_the_first_step():
     rewards, mask = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.ones(2, 2, dtype=torch.bool)
     assert time_dependent(reward_to_go(rewards, mask, 0.9), mask)[0] == constant(total_return(rewards, mask, 0.9))
@@ -92,4 +123,6 @@ def test_dtypes():
     for dtype in (torch.float32, torch.float64):
         total = torch.ones(4, dtype=dtype)
         results = [constant(total), minimal_variance(total, total), leave_one_out(total, 2), group_normalised(total, 2)]
+        results += [constant(total, True), minimal_variance(total, total, True)]
+        results += [time_dependent(total[:, None], torch.ones(4, 1), exclude_self=True)]
         assert {result.dtype for result in results} == {dtype}

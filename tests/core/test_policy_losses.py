@@ -10,10 +10,12 @@ from hfrlhf.core.policy_losses import (
     approx_kl,
     clip_fraction,
     importance_weighted,
+    per_decision_weighted,
     ppo_clip,
     ppo_penalty,
     ratio,
     score_function,
+    sequence_weighted,
 )
 
 NAN = math.nan
@@ -82,6 +84,69 @@ def test_penalty_by_hand():
     value, gradient = _loss_and_gradient(LOSSES["ppo_penalty"], [2.0], [1.0])
     assert value == pytest.approx([-2 + 0.7 * (1 - math.log(2))])
     assert gradient == pytest.approx([-1.3])
+
+
+# Two responses of three tokens and of one, with ρ = 2, ½, 3 and 4; all is 0 at padding.
+SEQUENCE_RHO = torch.tensor([[2.0, 0.5, 3.0], [4.0, 1.0, 1.0]], dtype=torch.float64)
+SEQUENCE_OLD = torch.tensor([[-1.0, -2.0, -3.0], [-2.0, 0.0, 0.0]], dtype=torch.float64)
+SEQUENCE_PSI = torch.tensor([[1.0, -2.0, 4.0], [5.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+def _sequence_loss_and_gradient(loss, psi, width=3):
+    """[2,width] loss and gradient with respect to the log-probs, `width` − 3 more columns of padding."""
+    more = (0, width - 3)
+    old, psi = (torch.nn.functional.pad(x, more) for x in (SEQUENCE_OLD, psi))
+    new = torch.nn.functional.pad(SEQUENCE_OLD + SEQUENCE_RHO.log(), more).requires_grad_()
+    value = loss(new, old, psi)
+    return value.detach(), torch.autograd.grad(value.sum(), new)[0]
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_sequence_weights_by_hand(width, close):
+    # W = 2·½·3 = 3 and 4 are constants: −W·log π·Ψ per token, with gradient −W·Ψ. With Ψ = R on every token that is
+    # the gradient of −W·R.
+    value, gradient = _sequence_loss_and_gradient(sequence_weighted, SEQUENCE_PSI, width)
+    logprobs = (SEQUENCE_OLD + SEQUENCE_RHO.log()).tolist()
+    by_hand = [[-3 * logprobs[0][0], 6 * logprobs[0][1], -12 * logprobs[0][2]], [-20 * logprobs[1][0], 0.0, 0.0]]
+    close(value[:, :3], by_hand)
+    close(gradient[:, :3], [[-3.0, 6.0, -12.0], [-20.0, 0.0, 0.0]])
+    assert (value[:, 3:] == 0).all()
+    assert (gradient[:, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_per_decision_weights_by_hand(width, close):
+    # Products so far 2, 1, 3 and 4: −2·1, −1·(−2), −3·4 and −4·5. Each log-prob moves every later product:
+    # −2 + 2 − 12, 2 − 12, −12 and −20.
+    value, gradient = _sequence_loss_and_gradient(per_decision_weighted, SEQUENCE_PSI, width)
+    close(value[:, :3], [[-2.0, 2.0, -12.0], [-20.0, 0.0, 0.0]])
+    close(gradient[:, :3], [[-12.0, -10.0, -12.0], [-20.0, 0.0, 0.0]])
+    assert (value[:, 3:] == 0).all()
+    assert (gradient[:, 3:] == 0).all()
+
+
+def test_both_exact_weights_agree_on_a_reward_at_the_end(close):
+    # One reward R on the last token: both have the gradient of −W·R, the same for every token of the response.
+    at_end = torch.tensor([[0.0, 0.0, 4.0], [5.0, 0.0, 0.0]], dtype=torch.float64)
+    whole = torch.tensor([[4.0, 4.0, 4.0], [5.0, 0.0, 0.0]], dtype=torch.float64)
+    for gradient in (
+        _sequence_loss_and_gradient(per_decision_weighted, at_end)[1],
+        _sequence_loss_and_gradient(sequence_weighted, whole)[1],
+    ):
+        close(gradient, [[-12.0, -12.0, -12.0], [-20.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("loss", [sequence_weighted, per_decision_weighted])
+def test_weights_of_whole_responses_are_held_and_constant(loss):
+    # Twice 15 is beyond 20: the product is held at e^20, never inf.
+    new, old, psi = (torch.full((1, 2), x, requires_grad=True) for x in (15.0, 0.0, 1.0))
+    value = loss(new, old, psi)
+    value.sum().backward()
+    expected = {sequence_weighted: -15 * math.exp(20), per_decision_weighted: -math.exp(20)}
+    assert value[0, 1].item() == pytest.approx(expected[loss])
+    assert new.grad.isfinite().all()
+    assert old.grad is None
+    assert psi.grad is None
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.2, 0.3])
@@ -179,17 +244,21 @@ def test_dtypes(name):
     for dtype, out in [(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)]:
         x = torch.zeros(2, dtype=dtype)
         assert LOSSES[name](x, x, x).dtype == out
+        assert sequence_weighted(x, x, x).dtype == per_decision_weighted(x, x, x).dtype == out
     assert ratio(x, x).dtype == approx_kl(x, x).dtype == torch.float32
 
 
 def test_the_table_passes_each_loss_its_options():
     # ρ = 4: −A·log 4; −4A; clipped at 1.5 (A = 1) or, for A = −1, at the dual clip 2; −4A + 0.5·(3 − ln 4).
+    # W = 16: −16·A·log 4; products 4 and 16.
     new, old, psi = torch.full((2,), math.log(4.0)), torch.zeros(2), torch.tensor([1.0, -1.0])
     options = PolicyLossOptions(clip_low=0.3, clip_high=0.5, dual_clip=2.0, penalty_coef=0.5)
     bracket = 0.5 * (3 - math.log(4))
     expected = {
         "score_function": [-math.log(4), math.log(4)],
         "importance_weighted": [-4.0, 4.0],
+        "sequence_weighted": [-16 * math.log(4), 16 * math.log(4)],
+        "per_decision_weighted": [-4.0, 16.0],
         "ppo_clip": [-1.5, 2.0],
         "ppo_penalty": [-4 + bracket, 4 + bracket],
     }

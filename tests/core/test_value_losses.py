@@ -5,8 +5,10 @@ import torch
 
 from hfrlhf.core.masking import masked_mean
 from hfrlhf.core.value_losses import (
+    CRITIC_TARGETS,
     clipped_squared_error,
     explained_variance,
+    sarsa_target,
     squared_error,
     value_clip_fraction,
 )
@@ -24,6 +26,25 @@ def test_losses_gradients_and_clip_fraction_match_the_vectors(value_loss_vector,
     close(masked_mean(loss, mask), expected["value_loss"])
     close(torch.autograd.grad(masked_mean(loss, mask), values)[0], expected["grad"])
     close(share, expected["clip_fraction"])
+
+
+def test_sarsa_target_matches_the_vectors(q_actor_critic_vector, close):
+    inputs, expected = q_actor_critic_vector["inputs"], q_actor_critic_vector["expected"]
+    taken = inputs["q_values"].gather(-1, inputs["actions"].long().unsqueeze(-1)).squeeze(-1)
+    arguments = inputs["rewards"], taken, inputs["action_mask"], inputs["gamma"]
+    close(sarsa_target(*arguments), expected["sarsa_target"])
+    # A Q head's target does not look at Ψ.
+    close(CRITIC_TARGETS["Q"](torch.full_like(taken, math.nan), *arguments), expected["sarsa_target"])
+
+
+def test_what_each_critic_is_regressed_on_by_hand():
+    # γ = ½. V: Ψ + V. Q: 1 + 4/2, then 2 with nothing after it. Padding holds NaN and gets 0.
+    nan = math.nan
+    psi, rewards, values = (torch.tensor([[*x, nan]]) for x in ([3.0, -1.0], [1.0, 2.0], [0.5, 4.0]))
+    mask = torch.tensor([[True, True, False]])
+    assert CRITIC_TARGETS["V"](psi, rewards, values, mask, 0.5).tolist() == [[3.5, 3.0, 0.0]]
+    assert CRITIC_TARGETS["Q"](psi, rewards, values, mask, 0.5).tolist() == [[3.0, 2.0, 0.0]]
+    assert sarsa_target(rewards, values, mask, 0.5).tolist() == [[3.0, 2.0, 0.0]]
 
 
 def test_squared_error_by_hand():

@@ -1,0 +1,71 @@
+import pytest
+
+from hfrlhf.algorithms import ALGORITHMS, algorithm_named, algorithm_table
+from hfrlhf.core.advantages import PSI
+from hfrlhf.core.policy_losses import POLICY_LOSSES
+from hfrlhf.core.value_losses import CRITIC_TARGETS
+
+# The members that the library promises.
+FAMILY = {
+    *("reinforce", "reinforce_constant", "reinforce_minimal_variance"),
+    *("reward_to_go", "reward_to_go_constant", "reward_to_go_time_dependent", "rloo", "grpo", "vpg"),
+    *("td_actor_critic", "a2c", "gae_actor_critic", "q_actor_critic", "expected_baseline_actor_critic"),
+    *("importance_weighted", "importance_weighted_per_decision", "importance_weighted_sequence"),
+    *("ppo_clip", "ppo_penalty", "natural_policy_gradient", "trpo"),
+}
+
+
+def test_the_family_is_complete():
+    assert set(ALGORITHMS) == FAMILY
+
+
+@pytest.mark.parametrize("row", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_every_row_is_made_of_known_parts(row):
+    assert row.psi in PSI
+    assert row.loss in POLICY_LOSSES
+    assert row.critic in {None, *CRITIC_TARGETS}
+    assert row.update in {"gradient", "natural", "trust_region"}
+    assert set(row.needs) <= {"groups", "gradient_norms", "expected_values"}
+    assert row.epochs >= 1
+    assert row.source
+
+
+def test_only_a_ratio_allows_several_steps_on_one_rollout():
+    weighted = {"importance_weighted", "importance_weighted_per_decision", "importance_weighted_sequence"}
+    reuse = {name for name, row in ALGORITHMS.items() if row.reuses_rollouts}
+    assert reuse == weighted | {"grpo", "ppo_clip", "ppo_penalty"}
+    assert {name for name, row in ALGORITHMS.items() if row.epochs > 1} <= reuse
+
+
+def test_what_a_psi_reads_is_what_its_row_provides():
+    needs = {"leave_one_out": "groups", "group_normalised": "groups", "expected_baseline": "expected_values"}
+    needs["minimal_variance_baseline"] = "gradient_norms"
+    critics = dict.fromkeys(("value_baseline", "td_error", "n_step", "gae"), "V")
+    critics |= dict.fromkeys(("action_value", "expected_baseline"), "Q")
+    for row in ALGORITHMS.values():
+        assert row.needs == ((needs[row.psi],) if row.psi in needs else ())
+        assert row.critic == critics.get(row.psi)
+
+
+def test_a_row_is_found_by_its_name():
+    assert algorithm_named("rloo").psi == "leave_one_out"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("reinforce_constnt", "reinforce_constant"), ("PPO-clip", "ppo_clip"), ("rlo", "rloo")]
+)
+def test_a_wrong_name_gets_the_nearest_one_and_all_of_them(wrong, near):
+    with pytest.raises(ValueError, match=f"no algorithm is called '{wrong}'; did you mean '{near}'") as error:
+        algorithm_named(wrong)
+    assert all(name in str(error.value) for name in FAMILY)
+
+
+def test_the_table_has_six_columns_and_a_row_for_each():
+    heading, *rows = algorithm_table()
+    assert heading == ("algorithm", "Ψ", "loss", "critic", "epochs", "source")
+    assert [row[0] for row in rows] == list(ALGORITHMS)
+    assert all(len(row) == 6 and all(row) for row in rows)
+    by_name = {row[0]: row[1:] for row in rows}
+    assert by_name["reward_to_go"] == ("R_t", "score function", "none", "1", "Sutton 1999; SPEC §3.2")
+    assert by_name["q_actor_critic"][:4] == ("Q(s_t, a_t)", "score function", "Q", "1")
+    assert by_name["trpo"][1:4] == ("importance weighted, trust region step", "V", "1")
