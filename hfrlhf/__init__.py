@@ -22,6 +22,8 @@ _HOMES = {
     "RewardConfig": "hfrlhf.trainers.configs",
     "RewardTrainer": "hfrlhf.trainers.reward_trainer",
     "Rollout": "hfrlhf.experience",
+    "TRPOConfig": "hfrlhf.trainers.configs",
+    "TRPOTrainer": "hfrlhf.trainers.trpo_trainer",
     "load_reward_model": "hfrlhf.models.reward_model",
 }
 

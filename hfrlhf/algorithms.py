@@ -24,7 +24,8 @@ class Algorithm:
         whiten: whether Ψ is whitened unless the settings say otherwise; so where the source does it.
         update: "gradient" (the optimiser's step), "natural" (natural gradient) or "trust_region" (with a line search).
         needs: what Ψ needs beyond rewards and values: "groups" (several responses per prompt), "gradient_norms"
-            (‖∇log P(τ)‖² of each response), "expected_values" (max and mean of Q over the vocabulary).
+            (‖∇log P(τ)‖² of each response), "expected_values" (max and mean of Q over the vocabulary); of the loss:
+            "penalty" (a coefficient that follows the KL).
     """
 
     psi: str
@@ -71,7 +72,9 @@ ALGORITHMS = {
     ),
     "importance_weighted_sequence": Algorithm("total_return", "sequence_weighted", "SPEC §6.2", epochs=4),
     "ppo_clip": Algorithm("gae", "ppo_clip", "Schulman 2017; SPEC §6.3", critic="V", epochs=4, whiten=True),
-    "ppo_penalty": Algorithm("gae", "ppo_penalty", "Schulman 2017; SPEC §6.4", critic="V", epochs=4, whiten=True),
+    "ppo_penalty": Algorithm(
+        "gae", "ppo_penalty", "Schulman 2017; SPEC §6.4", critic="V", epochs=4, whiten=True, needs=("penalty",)
+    ),
     "natural_policy_gradient": Algorithm(
         "gae", "importance_weighted", "Kakade 2001; SPEC §6.8", critic="V", whiten=True, update="natural"
     ),
@@ -97,7 +100,7 @@ def algorithm_named(name: str) -> Algorithm:
 
 def algorithm_table() -> list[tuple[str, ...]]:
     """The table for people: a heading, then name, Ψ, loss, critic, epochs and source of each algorithm."""
-    rows = [("algorithm", "Ψ", "loss", "critic", "epochs", "source")]
+    rows: list[tuple[str, ...]] = [("algorithm", "Ψ", "loss", "critic", "epochs", "source")]
     for name, row in ALGORITHMS.items():
         loss = row.loss if row.update == "gradient" else f"{row.loss}, {row.update} step"
         formula = (PSI[row.psi].__doc__ or row.psi).strip()

@@ -106,7 +106,9 @@ class EvaluatedRollout(Rollout):
 
     Shapes: scores [B]; parts [B,S] the opinions of the S reward sources, NaN for none; logprobs (of the training
     forward), ref_logprobs, entropy [B,A]; values [B,A] and bootstrap_values [B] (V after the last token), 0 where the
-    algorithm has no critic. All float32.
+    algorithm has no critic; `values` are Q(s_t, a_t) where the critic is a Q head. Only for algorithms that need them:
+    grad_sq_norms [B] ‖∇log π(τ)‖² over the trained parameters; best_values, expected_values [B,A] max_a Q(s_t, a) and
+    Σ_a π(a|s_t)·Q(s_t, a). All float32, or float64 if the policy is.
     """
 
     scores: Tensor
@@ -116,6 +118,9 @@ class EvaluatedRollout(Rollout):
     entropy: Tensor
     values: Tensor
     bootstrap_values: Tensor
+    grad_sq_norms: Tensor | None = None
+    best_values: Tensor | None = None
+    expected_values: Tensor | None = None
 
 
 @dataclass(frozen=True)

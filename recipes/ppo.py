@@ -15,7 +15,7 @@ several of them, which are summed. Examples:
 import sys
 from dataclasses import dataclass, field
 
-from hfrlhf import PPOConfig, PPOTrainer
+from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
 from hfrlhf.rewards.sources import reward_from_name
@@ -52,9 +52,8 @@ class PPOArguments(ScriptArguments):
     )
 
 
-def main() -> None:
-    """Parse, load, train, evaluate, save, push."""
-    script, args, model = parse_command_line((PPOArguments, PPOConfig, ModelConfig), __doc__, SHOWN)
+def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
+    """Load, train, evaluate, save, push."""
     needed = {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}
     for name, value in (needed | {"reward_funcs": script.reward_funcs}).items():
         if not value:
@@ -64,7 +63,7 @@ def main() -> None:
     data = load_splits(script.dataset_name, script.dataset_config)
     loading = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     given = {name: value for name, value in loading.items() if value is not None}
-    trainer = PPOTrainer(
+    trainer = trainer_class(
         model=load_policy(model.model_name_or_path, get_quantization_config(model), **given),
         reward_funcs=[reward_from_name(name) for name in script.reward_funcs],
         args=args,
@@ -88,7 +87,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        main()
+        run(*parse_command_line((PPOArguments, PPOConfig, ModelConfig), __doc__, SHOWN), PPOTrainer)
     else:
         from hfrlhf.demo import run_demo
 

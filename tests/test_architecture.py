@@ -59,7 +59,7 @@ TARGET_LINES = {
 }
 DEFAULT_TARGET_LINES = 200
 MAX_FUNCTION_LINES = 60
-MAX_README_LINES = 150
+MAX_README_LINES = 180
 
 MACHINE_PATH = re.compile(r"(?<![\w.*$}-])/(work|tmp|root)/")
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|NotImplement" + r"edError)\b")
@@ -174,7 +174,8 @@ def imports_are_declared(root: Path) -> list[str]:
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     block = project.partition("\ndependencies = [")[2].partition("\n]")[0]
     declared = {name.lower() for name in re.findall(r'^\s*"([\w-]+)', block, re.MULTILINE)}
-    known = {"hfrlhf", *HOMES} | sys.stdlib_module_names
+    beside = {path.stem for path in (root / "recipes").glob("*.py")}  # a recipe may build on another
+    known = {"hfrlhf", *HOMES} | sys.stdlib_module_names | beside
     return [
         f"{file}:{line}: {target} is no dependency in pyproject.toml"
         for file, tree in sources(root, "hfrlhf", "recipes")
@@ -378,7 +379,7 @@ BAD_FILES = [
         "core trainers recipes/run.py `hfrlhf/core/gone.py`",
         "gone.py does not exist",
     ),
-    (readme_shows_the_house, "README.md", "core trainers recipes/run.py\n" * 151, "151 lines, at most 150"),
+    (readme_shows_the_house, "README.md", "core trainers recipes/run.py\n" * 181, "181 lines, at most 180"),
 ]
 
 

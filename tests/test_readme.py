@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from hfrlhf.algorithms import ALGORITHMS, algorithm_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -44,3 +48,21 @@ def test_each_command_block_starts_from_a_clone(heading):
     text = README.read_text(encoding="utf-8")
     block = re.search(rf"## {heading}\n.*?```bash\n(.*?)```", text, re.S).group(1).splitlines()
     assert "venv" in block[0] and block[1].startswith("pip install torch")
+
+
+def test_the_table_of_algorithms_is_the_one_in_the_code():
+    """Where they differ, paste what the assertion expected between the two comments of the README."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in algorithm_table()]
+    lines = [rows[0], ["---"] * len(rows[0]), *([f"`{name}`", *cells] for name, *cells in rows[1:])]
+    expected = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    shown = re.search(r"<!-- algorithms:.*?-->\n(.*?)\n<!-- end", README.read_text(encoding="utf-8"), re.S)
+    assert shown is not None and shown.group(1) == expected
+    assert len(rows) == 1 + len(ALGORITHMS) >= 21
+
+
+def test_the_recipe_prints_the_same_table():
+    """Every name, Ψ, loss and source, in the order of the code."""
+    command = [sys.executable, str(README.parent / "recipes" / "policy_gradient.py"), "--algorithm", "help"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    cells = [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if re.match(r"\s+[a-z]", line)]
+    assert [tuple(row) for row in cells] == algorithm_table()

@@ -18,25 +18,32 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from . import report, stages, world
+from .algorithms import settings_for
 from .console import one_thread, quiet
 from .pairs import label_pairs
 
 _FIRST, _SECOND = 4, 5  # the second word of an address: which answer of a pair is drawn
 
 
-def run_demo(output_dir: str | Path | None = None, seed: int | None = None, settings: Any = None) -> Path:
+def run_demo(
+    output_dir: str | Path | None = None, seed: int | None = None, settings: Any = None, algorithm: str = "ppo_clip"
+) -> Path:
     """Run every stage and the report; returns the folder of the run.
 
     Args:
         output_dir: a new or empty folder; by default `runs/demo-<date>-<time>`.
         seed: of everything random; by default the one of the settings.
         settings: sections of `demo.yaml`, by default those.
+        algorithm: of the family, in the place of PPO; it gets as many episodes.
 
     Raises:
+        ValueError: an unknown algorithm.
         FileExistsError: the folder holds something already; nothing is ever overwritten.
     """
     settings = dict(settings or load_settings())
     settings["seed"] = settings["seed"] if seed is None else seed
+    if algorithm != "ppo_clip":
+        settings["ppo"] = settings_for(algorithm, settings["ppo"])
     folder = new_folder(output_dir)
     sizes = {name: settings["world"][name] for name in ("sft", "pairs", "ppo", "test")}
     prompts = world.make_splits(settings["seed"], **sizes)
@@ -49,7 +56,7 @@ def run_demo(output_dir: str | Path | None = None, seed: int | None = None, sett
             pairs, test_pairs = (make_pairs(folder, part, noise, settings) for part in (prompts.pairs, prompts.test))
         with clock.stage("reward model", "learns from the choices"):
             accuracy = stages.train_reward_model(folder / "reward_model", folder / "sft", pairs, test_pairs, settings)
-        with clock.stage("PPO", "the model learns from the reward model"):
+        with clock.stage(stages.method(settings), "the model learns from the reward model"):
             policy, sft, reward_model = (folder / name for name in ("policy", "sft", "reward_model"))
             log = stages.train_policy(policy, sft, reward_model, prompts.ppo, settings)
         with clock.stage("report", "on prompts that no stage has seen"):

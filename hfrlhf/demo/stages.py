@@ -19,8 +19,8 @@ from ..data.prompts import prepare_prompts, prompt_batch
 from ..experience import Rollout
 from ..rollout.generation import TransformersGenerator
 from ..trainers.callbacks import plot_curves, show_on_bar
-from ..trainers.configs import PPOConfig, RewardConfig
-from ..trainers.ppo_trainer import PPOTrainer
+from ..trainers.configs import RewardConfig
+from ..trainers.family import family_of
 from ..trainers.reward_trainer import RewardTrainer
 from . import world
 
@@ -84,13 +84,15 @@ def train_reward_model(folder: Path, sft: Path, pairs: Dataset, test_pairs: Data
 def train_policy(
     folder: Path, sft: Path, reward_model: Path, prompts: Sequence[str], settings: Settings
 ) -> list[dict[str, float]]:
-    """PPO from the SFT model on the reward model's scores; returns the log, a row per rollout.
+    """PPO, or what `settings` say, from the SFT model on the reward model's scores; returns the log, a row per rollout.
 
     Args:
         folder: written: policy, critic and tokenizer; `curves.png` goes beside it. settings: all of demo.yaml.
     """
-    args = PPOConfig(output_dir=str(folder), seed=settings["seed"], **COMMON, **settings["ppo"])
-    trainer = PPOTrainer(
+    config, trainer_class = family_of(settings["ppo"].get("algorithm", "ppo_clip"))
+    options = {"algorithm": "ppo_clip"} | COMMON | settings["ppo"]
+    args = config(output_dir=str(folder), seed=settings["seed"], **options)
+    trainer = trainer_class(
         model=str(sft),
         reward_funcs=str(reward_model),
         args=args,
@@ -100,8 +102,16 @@ def train_policy(
     trainer.train()
     trainer.save_model()
     if trainer.is_world_process_zero():
-        plot_curves(trainer.state.log_history, folder.parent / "curves.png", "PPO on the village's letters")
+        plot_curves(
+            trainer.state.log_history, folder.parent / "curves.png", f"{method(settings)} on the village's letters"
+        )
     return trainer.state.log_history
+
+
+def method(settings: Settings) -> str:
+    """What the policy is trained by, in a word."""
+    algorithm = settings["ppo"].get("algorithm", "ppo_clip")
+    return "PPO" if algorithm == "ppo_clip" else algorithm
 
 
 def respond(folder: Path, prompts: Sequence[str], address: tuple[int, ...], max_completion_length: int) -> Rollout:

@@ -17,20 +17,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.logprobs import head_logprobs, linear_logprobs
-from ..experience import Rollout, left_aligned
+from ..experience import Rollout
+from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
 from .reward_model import reward_shift_of
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
-
-# What some architectures do to the output of their vocabulary head, by the config field that says so.
-LOGIT_TRANSFORMS = {
-    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
-    "logit_scale": lambda logits, scale: logits * scale,
-    "logits_scaling": lambda logits, scale: logits / scale,
-}
 
 
 @dataclass(frozen=True)
@@ -38,13 +31,16 @@ class Evaluation:
     """What the models say about a rollout's response tokens.
 
     Shapes: logprobs, entropy, values [B,A] float32, 0 at padding; bootstrap_values [B] float32 is V(s_{n+1}), the
-    value after the last response token. entropy and values are None where they were not asked for.
+    value after the last response token. With a Q head `values` are Q(s_t, a_t), best_values [B,A] max_a Q(s_t, a) and
+    expected_values [B,A] Σ_a π(a|s_t)·Q(s_t, a). What was not asked for is None.
     """
 
     logprobs: Tensor
     entropy: Tensor | None = None
     values: Tensor | None = None
     bootstrap_values: Tensor | None = None
+    best_values: Tensor | None = None
+    expected_values: Tensor | None = None
 
 
 class ActorCritic(nn.Module):
@@ -52,8 +48,8 @@ class ActorCritic(nn.Module):
 
     Args:
         policy: causal language model, plain or with adapters.
-        value_model: sequence-classification model with one output, `"head"` for a zero-initialised linear layer on the
-            policy's trunk (SPEC §3.4), or None for algorithms without a critic.
+        value_model: sequence-classification model with one output, `"V"` for a zero-initialised linear layer on the
+            policy's trunk (SPEC §3.4), `"Q"` for one with an output per token (SPEC §5), or None for no critic.
         temperature: sampling temperature; logits are divided by it here as in the sampler (SPEC §1).
     """
 
@@ -63,36 +59,50 @@ class ActorCritic(nn.Module):
     value_model: Any
     value_head: Any
 
-    def __init__(self, policy: Any, value_model: nn.Module | str | None = "head", temperature: float = 1.0):
+    def __init__(self, policy: Any, value_model: nn.Module | str | None = "V", temperature: float = 1.0):
         super().__init__()
         self.policy = policy
         self.temperature = temperature
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
-        self.value_head = zero_value_head(policy) if value_model == "head" else None
+        self.value_head = zero_value_head(policy, value_model) if isinstance(value_model, str) else None
         check_head(policy)
 
-    def forward(self, rollout: Rollout, need_entropy: bool = True, detach_trunk: bool = False) -> Evaluation:
+    def forward(
+        self,
+        rollout: Rollout,
+        need_entropy: bool = True,
+        detach_trunk: bool = False,
+        need_expected_values: bool = False,
+    ) -> Evaluation:
         """log π(a_t|s_t), the entropy of π(·|s_t) and V(s_t) for every response token (SPEC §1, 6.6, 3.4).
 
         Args:
             rollout: what to evaluate.
             need_entropy: skip the entropy where nobody uses it.
             detach_trunk: let no gradient of the value loss reach a shared trunk (critic warm-up).
+            need_expected_values: also the largest and the mean action value of each state (Q heads only).
         """
         lm = causal_lm(self.policy)
         states = ResponseStates.of(rollout)
         trunk = states.run(backbone_of(lm))
         logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy)
-        values, bootstrap = self._values(states, trunk.detach() if detach_trunk else trunk)
-        return Evaluation(logprobs, entropy, values, bootstrap)
+        values = self._values(states, trunk.detach() if detach_trunk else trunk)
+        if need_expected_values:
+            best, mean = states.best_and_expected_values(lm, trunk, self.value_head, self.temperature)
+            values |= {"best_values": best, "expected_values": mean}
+        return Evaluation(logprobs, entropy, **values)
 
-    def _values(self, states: ResponseStates, trunk: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _values(self, states: ResponseStates, trunk: Tensor) -> dict[str, Tensor]:
+        if self.value_head is not None and self.value_head.out_features > 1:
+            return {"values": states.action_values(trunk, self.value_head)}
         if self.value_head is not None:
-            return states.values(trunk, self.value_head)
-        if self.value_model is not None:
+            both = states.values(trunk, self.value_head)
+        elif self.value_model is not None:
             hidden = states.run(backbone_of(self.value_model))
-            return states.values(hidden, head_of(self.value_model), reward_shift_of(self.value_model))
-        return None, None
+            both = states.values(hidden, head_of(self.value_model), reward_shift_of(self.value_model))
+        else:
+            return {}
+        return dict(zip(("values", "bootstrap_values"), both, strict=True))
 
     # What the Trainer asks of a model; it would not find it behind a wrapper.
     @property
@@ -177,90 +187,16 @@ class ActorCritic(nn.Module):
             load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
 
 
-@dataclass(frozen=True)
-class ResponseStates:
-    """Where the states of a rollout's response tokens are, once every row is moved to the left end of its line.
-
-    Shapes: ids [B,L] long, action_mask [B,A] bool, index [N] positions of the states s_t in the flattened [B·L] (row by
-    row, N response tokens in all), last [B] positions of s_{n+1}.
-    """
-
-    ids: Tensor
-    action_mask: Tensor
-    index: Tensor
-    last: Tensor
-
-    @classmethod
-    def of(cls, rollout: Rollout) -> ResponseStates:
-        """The layout of one rollout."""
-        ids, lengths = left_aligned(rollout.input_ids, rollout.attention_mask)
-        rows = torch.arange(len(ids), device=ids.device) * ids.shape[1]
-        first = rows + lengths - rollout.completion_lengths - 1  # the prompt's last token: state of response token 0
-        steps = torch.arange(rollout.action_mask.shape[1], device=ids.device)
-        index = (first[:, None] + steps)[rollout.action_mask]
-        return cls(ids, rollout.action_mask, index, rows + lengths - 1)
-
-    def run(self, backbone: nn.Module) -> Tensor:
-        """[B·L,d] last hidden states.
-
-        Padding stands behind every real token: causal attention needs no mask, and the positions every architecture
-        counts by itself (0, 1, 2, …) are the right ones.
-        """
-        return backbone(input_ids=self.ids, use_cache=False).last_hidden_state.flatten(0, 1)
-
-    def logprobs(self, lm: Any, trunk: Tensor, temperature: float, need_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """[B,A] log-probs of the response tokens and the entropy of their distributions."""
-        targets = self.ids.flatten()[self.index + 1]
-        logprobs, entropy = vocabulary_logprobs(lm, trunk[self.index], targets, temperature, need_entropy)
-        return self._spread(logprobs), None if entropy is None else self._spread(entropy)
-
-    def values(self, hidden: Tensor, head: nn.Linear, shift: float = 0.0) -> tuple[Tensor, Tensor]:
-        """[B,A] values of the states, and [B] the value after the last token; float32, also in mixed precision."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            flat = head(hidden[torch.cat([self.index, self.last])].to(head.weight.dtype)).float().squeeze(-1) - shift
-        values, bootstrap = flat.split([len(self.index), len(self.last)])
-        return self._spread(values), bootstrap
-
-    def _spread(self, flat: Tensor) -> Tensor:
-        return torch.zeros_like(self.action_mask, dtype=flat.dtype).masked_scatter(self.action_mask, flat)
-
-
-def vocabulary_logprobs(
-    lm: Any, hidden: Tensor, targets: Tensor, temperature: float, need_entropy: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of target tokens under a model's own head, a chunk of rows at a time.
+def zero_value_head(policy: Any, kind: str) -> nn.Linear:
+    """A linear value head of zeros in float32 (DETAILS 40): the first advantages are the rewards-to-go themselves.
 
     Args:
-        lm: causal language model. hidden: [N,d] last hidden states. targets: [N]. temperature: divides the logits.
+        policy: whose trunk it stands on. kind: "V", one output, or "Q", one for each token of the vocabulary.
     """
-    head = lm.get_output_embeddings()
-    transforms = logit_transforms(lm.config)
-    if type(head) is nn.Linear and not transforms:
-        return linear_logprobs(hidden, head.weight, targets, temperature, head.bias, need_entropy)
-
-    def transformed(rows: Tensor) -> Tensor:
-        logits = head(rows)
-        for apply, constant in transforms:
-            logits = apply(logits, constant)
-        return logits
-
-    return head_logprobs(hidden, transformed, targets, temperature, need_entropy)
-
-
-def logit_transforms(config: Any) -> list[tuple[Any, float]]:
-    """The architecture's own changes to its logits (soft-capping, scaling) as (function, constant) pairs."""
-    found = [(apply, getattr(config, field, None)) for field, apply in LOGIT_TRANSFORMS.items()]
-    return [(apply, constant) for apply, constant in found if constant not in (None, 1, 1.0)]
-
-
-def causal_lm(policy: Any) -> Any:
-    """The causal language model itself, with its adapters in place but without PEFT's wrapper."""
-    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
-
-
-def zero_value_head(policy: Any) -> nn.Linear:
-    """A linear value head of zeros in float32 (DETAILS 40): the first advantages are the rewards-to-go themselves."""
-    head = nn.Linear(causal_lm(policy).config.get_text_config().hidden_size, 1)
+    lm = causal_lm(policy)
+    outputs = {"V": 1, "Q": lm.get_output_embeddings().out_features}[kind]
+    dtype = torch.promote_types(lm.dtype, torch.float32)
+    head = nn.Linear(lm.config.get_text_config().hidden_size, outputs, dtype=dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

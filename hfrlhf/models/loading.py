@@ -104,7 +104,7 @@ def load_value_model(value_model: Any, policy: Any) -> nn.Module | str:
     """
     value_model = as_name(value_model)
     if value_model is None:
-        return "head"
+        return "V"
     if isinstance(value_model, str) and value_model == "adapter":
         raise ValueError(
             "value_model='adapter' is not available yet: pass None for a head on the policy's trunk, or a model"

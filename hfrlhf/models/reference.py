@@ -14,11 +14,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from ..experience import Rollout
-from .actor_critic import ResponseStates, causal_lm
 from .adapters import REFERENCE_ADAPTER, adapter
 from .checks import check_same_vocabulary
 from .dropout import disable_dropout
 from .loading import load_policy
+from .response_states import ResponseStates, causal_lm
 from .reward_head import backbone_of
 
 

@@ -50,6 +50,22 @@ def show_on_bar(trainer: Any, shown: dict[str, str]) -> None:
         trainer.add_callback(NumbersOnBar(shown))
 
 
+class CycleEnd(TrainerCallback):
+    """Tells the trainer when a rollout has had its last optimiser step, before anything is logged or saved.
+
+    Args:
+        trainer: whose `after_cycle` is called.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The step counter has moved on: at 0 in the next cycle, the last one is over."""
+        if self.trainer.step_in_cycle == 0:
+            self.trainer.after_cycle()
+
+
 class CompletionsCallback(TrainerCallback):
     """Keeps sampled completions in `completions.jsonl` and prints the first and the last of them as a table.
 

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from trl import TrlParser
 
 from .configs import OLD_NAMES
@@ -78,15 +82,42 @@ def _split_config(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+def value_given(name: str, argv: Sequence[str] | None = None) -> str | None:
+    """What an option is set to, before anything is parsed: on the command line, else in the file of `--config`."""
+    arguments = _split_config(sys.argv[1:] if argv is None else argv)
+    given = None
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == f"--{name}":
+            given = value if equals else "".join(arguments[i + 1 : i + 2])
+    return given or _settings_in(arguments).get(name)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first row is its heading, as wide as it needs to be."""
+    table = Table(*rows[0], box=box.SIMPLE_HEAD)
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    console.print(table)
+
+
 def _names_in(arguments: Sequence[str]) -> list[str]:
     """The names of all options given, on the command line and in the file of `--config`."""
     names = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
-    if "config" not in names:
-        return names
-    names.remove("config")
+    return [name for name in names if name != "config"] + [str(name) for name in _settings_in(arguments)]
+
+
+def _settings_in(arguments: Sequence[str]) -> dict[str, Any]:
+    """What the file of `--config` holds; nothing where there is none."""
+    if "--config" not in arguments:
+        return {}
     file = "".join(arguments[arguments.index("--config") + 1 :][:1])
     settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
-    return names + [str(name) for name in settings or {} if name != "env"]
+    if not isinstance(settings, dict):
+        return {}
+    return {name: value for name, value in settings.items() if name != "env"}
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

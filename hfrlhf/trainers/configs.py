@@ -3,23 +3,24 @@
 The arithmetic of batches, in sequences:
 
     rollout_batch_size = per_device_train_batch_size × gradient_accumulation_steps × processes × num_mini_batches
-    optimiser steps per rollout = num_ppo_epochs × num_mini_batches
+    optimiser steps per rollout = (num_ppo_epochs + value_epochs) × num_mini_batches
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from ..algorithms import ALGORITHMS, algorithm_named
+from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
 from ..core.policy_losses import PolicyLossOptions
+from .algorithm_checks import check_algorithm
 from .reward_config import RewardConfig
+from .setting_checks import check_ranges
 
-__all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig"]
+__all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig", "TRPOConfig"]
 
 # What TRL ≤ 1.12 called things, and what they are called here.
 OLD_NAMES = {
@@ -76,6 +77,13 @@ class PolicyGradientConfig(TrainingArguments):
     remove_unused_columns: bool = described(False, "Must stay off: reward functions see every column of the dataset.")
 
     algorithm: str = described("vpg", f"Row of ALGORITHMS: one of {', '.join(ALGORITHMS)}.")
+    n_step: int = described(5, "Tokens of reward before the critic takes over, in 'a2c'. Typical: 1 to 20.")
+    penalty_target: float = described(
+        0.01, "Nats per token of KL(old‖new) that the coefficient of 'ppo_penalty' aims at. Typical: 0.003 to 0.03."
+    )
+    exclude_self: bool = described(
+        False, "Baselines over the batch leave an episode out of its own: unbiased, where the usual form is off by 1/m."
+    )
     rollout_batch_size: int | None = described(
         None,
         "Episodes per rollout over all processes. Default: per_device_train_batch_size × gradient_accumulation_steps × "
@@ -103,15 +111,21 @@ class PolicyGradientConfig(TrainingArguments):
     gamma: float = described(1.0, "Discount per token, 0 to 1. Below 1 a score counts less for long responses.")
     gae_lambda: float = described(0.95, "GAE's λ, 0 (one-step, biased by the critic) to 1 (no bias, more variance).")
     bootstrap_truncated: bool = described(False, "Value of a cut-off response's last state is the critic's, not 0.")
-    whiten_advantages: bool = described(True, "Centre advantages and scale them to variance 1 over the rollout.")
+    whiten_advantages: bool | None = described(
+        None,
+        "Centre advantages and scale them to variance 1 over the rollout. Default: as the algorithm's source does.",
+    )
 
-    num_ppo_epochs: int = described(1, "Passes over each rollout. Typical: 1 to 4; more than 1 needs a ratio (PPO).")
+    num_ppo_epochs: int | None = described(
+        None, "Passes over each rollout. Typical: 1 to 4; more than 1 needs a ratio (PPO). Default: the algorithm's."
+    )
+    value_epochs: int = described(0, "Passes after those in which only the critic learns. Typical: 0 to 8.")
     num_mini_batches: int = described(1, "Optimiser steps per pass. Typical: 1 to 8.")
     clip_range: float = described(0.2, "ε of the clipped ratio. Typical: 0.1 to 0.3.")
     clip_range_high: float | None = described(None, "Upper ε where it differs from clip_range.")
     dual_clip: float | None = described(None, "c > 1: bounds the loss where A < 0 and the ratio is large. Typical: 3.")
     clip_range_value: float | None = described(0.2, "Clip of value changes, in reward units. 0 or None: no clipping.")
-    vf_coef: float = described(0.1, "Weight of the value loss.")
+    vf_coef: float | None = described(None, "Weight of the value loss. Default: 0.1 where there is a critic.")
     ent_coef: float = described(0.0, "Weight of the entropy bonus (exact entropy, nats per token). Typical: 0 to 0.01.")
     target_kl: float | None = described(
         None, "Nats per token. When KL(old‖new) passes 1.5 × this, the policy rests until the next rollout."
@@ -131,8 +145,13 @@ class PolicyGradientConfig(TrainingArguments):
         refuse_old_names(kwargs, OLD_NAMES, cls.__name__)
         return super().__new__(cls)
 
+    # The ways of updating the policy that the trainer of these settings knows.
+    UPDATES: ClassVar[tuple[str, ...]] = ("gradient",)
+
     def __post_init__(self) -> None:
-        self._check_ranges()
+        check_ranges(self)
+        check_algorithm(self, algorithm_named(self.algorithm))
+        self._take_from(algorithm_named(self.algorithm))
         self._check_choices()
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
@@ -142,10 +161,23 @@ class PolicyGradientConfig(TrainingArguments):
         if self.save_only_model:
             warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
 
+    def _take_from(self, row: Algorithm) -> None:
+        """What was not set is the algorithm's own."""
+        self.num_ppo_epochs = row.epochs if self.num_ppo_epochs is None else self.num_ppo_epochs
+        self.whiten_advantages = row.whiten if self.whiten_advantages is None else self.whiten_advantages
+        if row.critic and self.vf_coef is None:
+            self.vf_coef = 0.1
+
+    @property
+    def policy_steps_per_rollout(self) -> int:
+        """Optimiser steps of the policy on one rollout: E × M."""
+        assert self.num_ppo_epochs is not None  # settled when the configuration is made
+        return self.num_ppo_epochs * self.num_mini_batches
+
     @property
     def steps_per_rollout(self) -> int:
-        """Optimiser steps that use one rollout: E × M."""
-        return self.num_ppo_epochs * self.num_mini_batches
+        """Optimiser steps that use one rollout: those of the policy, then those of the critic alone."""
+        return self.policy_steps_per_rollout + self.value_epochs * self.num_mini_batches
 
     @property
     def episodes_per_rollout(self) -> int:
@@ -174,11 +206,6 @@ class PolicyGradientConfig(TrainingArguments):
         return PolicyLossOptions(*self.clip_ranges, self.dual_clip)
 
     def _check_choices(self) -> None:
-        if self.steps_per_rollout != 1 and not algorithm_named(self.algorithm).reuses_rollouts:
-            raise ValueError(
-                f"`algorithm={self.algorithm!r}` is on-policy: it takes one optimiser step per rollout, not "
-                f"num_ppo_epochs × num_mini_batches = {self.steps_per_rollout}; set both to 1, or use 'ppo_clip'"
-            )
         choices = {
             "kl_estimator": (None, "k1", "k2", "k3"),
             "kl_in": ("reward", "loss"),
@@ -188,30 +215,6 @@ class PolicyGradientConfig(TrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
-
-    def _check_ranges(self) -> None:
-        for name, (low, high, open_low) in RANGES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not math.isfinite(value):
-                raise ValueError(f"`{name}` must be a finite number, got {value!r}")
-            if not (low < value if open_low else low <= value) or not value <= high:
-                bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
-                    f", at most {high:g}" if high < INF else ""
-                )
-                raise ValueError(f"`{name}` must be {bounds}, got {value!r}")
-        for name in COUNTS:
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), int):
-                raise ValueError(f"`{name}` must be a whole number, got {getattr(self, name)!r}")
-        if not all(math.isfinite(weight) for weight in self.reward_weights or []):
-            raise ValueError(f"`reward_weights` must be finite numbers, got {self.reward_weights!r}")
-        if self.fp16 and (self.target_kl is not None or self.critic_warmup_rollouts):
-            raise ValueError(
-                "`fp16` cannot leave an update out, as `target_kl` and the critic's warm-up do; use `bf16`"
-            )
-        if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must stay False: reward functions see the dataset's columns")
 
     def _settle_batches(self) -> None:
         """rollout = micro-batch × accumulation × processes × mini-batches, whichever side is given."""
@@ -267,50 +270,39 @@ class PolicyGradientConfig(TrainingArguments):
             )
 
 
-INF = float("inf")
-# Numbers of things.
-COUNTS = (
-    *("num_ppo_epochs", "num_mini_batches", "num_generations", "max_prompt_length", "max_completion_length"),
-    *("rollout_batch_size", "critic_warmup_rollouts", "max_tokens_per_micro_batch", "gradient_accumulation_steps"),
-)
-# Each number's range: low, high, and whether low itself is excluded.
-RANGES = {
-    "learning_rate": (0, INF, False),
-    "value_learning_rate": (0, INF, False),
-    "rollout_batch_size": (1, INF, False),
-    "num_generations": (1, INF, False),
-    "max_prompt_length": (1, INF, False),
-    "max_completion_length": (1, INF, False),
-    "temperature": (0, INF, True),
-    "missing_eos_penalty": (0, INF, False),
-    "reward_clip": (0, INF, True),
-    "kl_coef": (0, INF, False),
-    "kl_target": (0, INF, True),
-    "kl_horizon": (0, INF, True),
-    "gamma": (0, 1, False),
-    "gae_lambda": (0, 1, False),
-    "num_ppo_epochs": (1, INF, False),
-    "num_mini_batches": (1, INF, False),
-    "clip_range": (0, 1, True),
-    "clip_range_high": (0, INF, True),
-    "dual_clip": (1, INF, True),
-    "clip_range_value": (0, INF, False),
-    "vf_coef": (0, INF, False),
-    "ent_coef": (0, INF, False),
-    "target_kl": (0, INF, True),
-    "critic_warmup_rollouts": (0, INF, False),
-    "max_tokens_per_micro_batch": (1, INF, False),
-    "max_grad_norm": (0, INF, False),
-    "weight_decay": (0, INF, False),
-    "adam_epsilon": (0, INF, True),
-    "gradient_accumulation_steps": (1, INF, False),
-    "per_device_train_batch_size": (1, INF, False),
-}
-
-
 @dataclass
 class PPOConfig(PolicyGradientConfig):
     """Settings of `PPOTrainer`: PPO with a clipped ratio and GAE (SPEC §6.3, 4.3)."""
 
     algorithm: str = described("ppo_clip", "Row of ALGORITHMS.")
-    num_ppo_epochs: int = described(4, "Passes over each rollout. Typical: 1 to 4.")
+
+
+@dataclass
+class TRPOConfig(PolicyGradientConfig):
+    """Settings of `TRPOTrainer`: one step of the policy per rollout, as long as the trust region allows (SPEC §6.8).
+
+    The policy has no learning rate; `learning_rate` (or `value_learning_rate`) is the critic's.
+
+    Raises:
+        ValueError: beside what `PolicyGradientConfig` refuses: more than one step of the policy per rollout, or terms
+            that are no part of TRPO's surrogate (entropy bonus, KL as a loss, `target_kl`).
+    """
+
+    UPDATES: ClassVar[tuple[str, ...]] = ("natural", "trust_region")
+
+    algorithm: str = described("trpo", "'trpo', or 'natural_policy_gradient': the same without the line search.")
+    max_kl: float = described(0.01, "δ, nats per token: how far a step may move the policy. Typical: 0.001 to 0.05.")
+    cg_iterations: int = described(10, "Fisher-vector products per step, about 3 forward passes' time each.")
+    cg_damping: float = described(0.1, "Added to the Fisher matrix's diagonal. Higher: steadier, nearer the gradient.")
+    max_backtracks: int = described(10, "Steps tried, each 0.8 × the last; if none will do, the policy stays.")
+    value_epochs: int = described(4, "Passes in which only the critic learns, after the policy's step.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refused = {"ent_coef": 0.0, "target_kl": None, "kl_in": "reward", "fp16": False}
+        for name, only in refused.items():
+            if getattr(self, name) != only:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` is no part of a trust-region step (`max_kl` bounds it, and its "
+                    f"surrogate has no further terms); leave it at {only!r}, or use 'ppo_clip'"
+                )

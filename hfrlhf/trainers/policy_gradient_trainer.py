@@ -6,6 +6,7 @@ them. What distinguishes one algorithm from another is its row in `ALGORITHMS`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from transformers import Trainer
 from ..algorithms import algorithm_named
 from ..core.advantages import PSI, PsiOptions
 from ..core.kl import kl_penalty
-from ..core.kl_coefficients import kl_coefficient
-from ..core.masking import masked_sum, masked_whiten
-from ..core.policy_losses import POLICY_LOSSES, approx_kl, clip_fraction, ratio
+from ..core.kl_coefficients import PenaltyCoefficient, kl_coefficient
+from ..core.masking import at_least_float32, masked_sum, masked_whiten
+from ..core.policy_losses import POLICY_LOSSES, PolicyLossOptions, approx_kl, clip_fraction, ratio
 from ..core.reward_shaping import RunningMoments, clip_scores, missing_eos, token_rewards
-from ..core.value_losses import clipped_squared_error, squared_error, value_clip_fraction
+from ..core.value_losses import CRITIC_TARGETS, clipped_squared_error, squared_error, value_clip_fraction
 from ..data.prompts import prepare_prompts
 from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
@@ -33,8 +34,10 @@ from ..models.checks import (
 )
 from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.reference import make_reference
+from ..models.score_gradients import score_gradient_sq_norms
 from ..rewards.sources import Completions, reward_source
 from ..rollout.generation import TransformersGenerator
+from .algorithm_checks import check_unsharded, check_value_model
 from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
 from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
@@ -92,6 +95,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         quantization_config: Any = None,
     ):
         self.algorithm = algorithm_named(args.algorithm)
+        check_value_model(value_model, args.algorithm, self.algorithm)
         tokenizer = load_tokenizer(processing_class, model)
         policy = load_policy(model, quantization_config)
         check_vocabulary(policy, tokenizer, "policy")
@@ -102,7 +106,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         self.reward = reward_source(
             reward_funcs, tokenizer, reward_processing_classes, args.reward_weights, args.max_tokens_per_micro_batch
         )
-        critic = load_value_model(value_model, policy) if self.algorithm.critic else None
+        critic = load_value_model(value_model, policy) if self.algorithm.critic == "V" else self.algorithm.critic
         models = {"policy": policy, "reference": self.reference.model, "value model": critic}
         check_positions(models, self.longest_prompt, args.max_completion_length)
         super().__init__(
@@ -133,10 +137,13 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         warn_of_other_stops(self.model, tokenizer, stop)
         self.generator = TransformersGenerator(args.max_completion_length, args.temperature, stop)
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()
         for source in [self.reference, *self.reward.sources]:
             if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
                 source.model.to(args.device)
+        if "gradient_norms" in self.algorithm.needs:
+            check_unsharded(self.accelerator, args.algorithm, "a gradient per response")
         self.start_loop()
         show_on_bar(self, {name: short for name, (short, _) in WATCHED.items()})
 
@@ -149,7 +156,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         with timed(self.metrics, "time/score"):
             completions = self.describe(rollout, self.prompts)
             scores, parts = self.score(completions)
-            evaluated = self.evaluate_rollout(rollout, scores, parts)
+            evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
         self.samples = completions.examples(scores, 4)
         return self.shape_and_estimate(self.gather(evaluated))
 
@@ -175,7 +182,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
     def _evaluate_chunk(self, rollout: Rollout, **scored: Tensor) -> EvaluatedRollout:
         with self.accelerator.autocast():
             here = rollout.to(self.args.device)
-            now: Evaluation = self.model(here)
+            now: Evaluation = self.model(here, need_expected_values="expected_values" in self.algorithm.needs)
             ref_logprobs = self.reference.logprobs(here, self.args.temperature)
         none = torch.zeros_like(now.logprobs)
         seen: dict[str, Any] = {
@@ -184,8 +191,20 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             "entropy": now.entropy,
             "values": none if now.values is None else now.values,
             "bootstrap_values": none[:, 0] if now.bootstrap_values is None else now.bootstrap_values,
+            "best_values": now.best_values,
+            "expected_values": now.expected_values,
         }
-        return EvaluatedRollout(**rollout.tensors(), **scored, **{k: v.float().cpu() for k, v in seen.items()})
+        wide = {name: at_least_float32(tensor).cpu() for name, tensor in seen.items() if tensor is not None}
+        return EvaluatedRollout(**rollout.tensors(), **scored, **wide)
+
+    def with_gradient_norms(self, seen: EvaluatedRollout) -> EvaluatedRollout:
+        """The same with ‖∇log π(τ)‖² of each response, for the algorithm that asks for it (SPEC §3.3)."""
+        if "gradient_norms" not in self.algorithm.needs:
+            return seen
+        self.model.eval()
+        with self.accelerator.autocast():
+            norms = score_gradient_sq_norms(self.unwrapped(), seen.to(self.args.device), self.policy_parameters())
+        return dataclasses.replace(seen, grad_sq_norms=norms)
 
     def shape_and_estimate(self, seen: EvaluatedRollout) -> Experience:
         """Scores and KL to per-token rewards (SPEC §2.2), rewards and values to Ψ and returns (SPEC §3, 4)."""
@@ -195,10 +214,8 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         in_reward = self.kl_coef.coef if args.kl_in == "reward" else 0.0
         rewards = token_rewards(self.shape_scores(seen), kl, in_reward, mask)
         shaped = masked_whiten(rewards, mask, shift_mean=False) if args.whiten_rewards else rewards
-        bootstrap = torch.where(seen.terminated, 0.0, seen.bootstrap_values) if args.bootstrap_truncated else None
-        options = PsiOptions(gamma=args.gamma, gae_lambda=args.gae_lambda, bootstrap_values=bootstrap)
-        psi = PSI[self.algorithm.psi](shaped, seen.values, mask, options)
-        returns = torch.where(mask, psi + seen.values, 0.0)
+        psi = PSI[self.algorithm.psi](shaped, seen.values, mask, self.psi_options(seen))
+        returns = CRITIC_TARGETS[self.algorithm.critic or "V"](psi, shaped, seen.values, mask, args.gamma)
         advantages = masked_whiten(psi, mask) if args.whiten_advantages else psi
         sources = [source.name for source in self.reward.sources]
         self.metrics.update(rollout_metrics(seen, rewards, returns, self.kl_coef.coef, sources))
@@ -212,6 +229,23 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             rewards=shaped,
             advantages=advantages,
             returns=returns,
+        )
+
+    def psi_options(self, seen: EvaluatedRollout) -> PsiOptions:
+        """What the rows of `core.advantages.PSI` may read, of the settings and of the rollout."""
+        args = self.args
+        return PsiOptions(
+            gamma=args.gamma,
+            gae_lambda=args.gae_lambda,
+            n_step=args.n_step,
+            group_size=args.num_generations,
+            bootstrap_values=torch.where(seen.terminated, 0.0, seen.bootstrap_values)
+            if args.bootstrap_truncated
+            else None,
+            exclude_self=args.exclude_self,
+            grad_sq_norms=seen.grad_sq_norms,
+            best_values=seen.best_values,
+            expected_values=seen.expected_values,
         )
 
     def shape_scores(self, seen: EvaluatedRollout) -> Tensor:
@@ -251,10 +285,10 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             per-token quantities, for the metrics. num_items_in_batch: N over the optimiser step and all processes.
         """
         args, batch = self.args, Experience(**inputs)
-        now = model(batch, need_entropy=args.ent_coef > 0, detach_trunk=self.warming_up)
+        now = model(batch, need_entropy=args.ent_coef > 0, detach_trunk=self.only_critic_learns)
         policy_loss = POLICY_LOSSES[self.algorithm.loss]
-        terms = {"policy": policy_loss(now.logprobs, batch.old_logprobs, batch.advantages, args.policy_loss_options)}
-        weights = {"policy": 0.0 if self.policy_rests else 1.0, "value": args.vf_coef}
+        terms = {"policy": policy_loss(now.logprobs, batch.old_logprobs, batch.advantages, self.policy_loss_options)}
+        weights = {"policy": 0.0 if self.policy_rests else 1.0, "value": args.vf_coef or 0.0}
         if now.values is not None:
             terms["value"] = self.value_loss(now.values, batch)
         if args.ent_coef > 0:
@@ -264,6 +298,11 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         per_token = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
         loss = masked_sum(per_token, batch.action_mask) / num_items_in_batch * self.accelerator.num_processes
         return (loss, self.observe(now, batch, terms)) if return_outputs else loss
+
+    @property
+    def policy_loss_options(self) -> PolicyLossOptions:
+        """What the rows of `core.policy_losses.POLICY_LOSSES` read: settings, and the penalty as it is now."""
+        return dataclasses.replace(self.args.policy_loss_options, penalty_coef=self.penalty.coef)
 
     def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
         """[B,A] squared error of the values against the returns, clipped around the old values (SPEC §6.5)."""
@@ -285,7 +324,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             per_token["value/clip_fraction"] = value_clip_fraction(
                 now.values, batch.values, batch.returns, self.args.clip_range_value
             )
-        return {name: masked_sum(x.float(), batch.action_mask) for name, x in per_token.items()}
+        return {name: masked_sum(at_least_float32(x), batch.action_mask) for name, x in per_token.items()}
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------
 

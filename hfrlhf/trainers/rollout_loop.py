@@ -1,8 +1,9 @@
 """The clock between rollouts and optimiser steps, kept by `transformers.Trainer` itself.
 
-`state.global_step` is the only clock. With E = num_ppo_epochs, M = num_mini_batches: rollout r = step // (E·M), place
-in its cycle k = step % (E·M), epoch and mini-batch = divmod(k, M). The Trainer asks for the micro-batches of each
-optimiser step (`get_batch_samples`): that is where a rollout is made and where a mini-batch comes from.
+`state.global_step` is the only clock. With M = num_mini_batches and E epochs of the policy, K of the critic alone:
+rollout r = step // ((E + K)·M), place in its cycle k = step % ((E + K)·M), epoch and mini-batch = divmod(k, M). The
+Trainer asks for the micro-batches of each optimiser step (`get_batch_samples`): that is where a rollout is made and
+where a mini-batch comes from.
 
 Everything random is a function of (seed, rollout, episode): a resumed run reads the same prompts, draws the same tokens
 and shuffles alike, whatever the number of processes.
@@ -24,9 +25,11 @@ from transformers.utils import logging
 
 from ..core.kl import kl_penalty
 from ..core.masking import masked_sum
+from ..core.policy_losses import approx_kl
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
+from .callbacks import CycleEnd
 from .metrics import Metrics, check_first_ratio
 from .run_state import Cycle, RunState
 from .start_report import first_rollout_report
@@ -56,6 +59,7 @@ class RolloutLoop(RunState):
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
         self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, args.seed)
         self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
+        self.add_callback(CycleEnd(self))
 
     # ---- The clock ----------------------------------------------------------------------------------------------
 
@@ -75,9 +79,14 @@ class RolloutLoop(RunState):
         return self.rollout_index < self.args.critic_warmup_rollouts
 
     @property
+    def only_critic_learns(self: Any) -> bool:
+        """Whether this step is the critic's alone: in the warm-up, and in the value epochs after the policy's."""
+        return self.warming_up or self.step_in_cycle >= self.args.policy_steps_per_rollout
+
+    @property
     def policy_rests(self: Any) -> bool:
         """Whether the policy stays as it is in this step."""
-        return self.warming_up or (self.cycle is not None and self.cycle.stopped)
+        return self.only_critic_learns or (self.cycle is not None and self.cycle.stopped)
 
     def get_train_dataloader(self: Any) -> DataLoader:
         """Keeps time only: as many entries as an epoch (one pass over the prompts) has micro-batches."""
@@ -223,12 +232,13 @@ class RolloutLoop(RunState):
 
     def _note(self: Any, means: dict[str, float]) -> None:
         args, kl, deviation = self.args, means["policy/approx_kl"], means.pop("deviation")
-        self.metrics.update(means)
+        alone = self.step_in_cycle >= args.policy_steps_per_rollout  # the policy's part of the cycle is over
+        self.metrics.update({name: x for name, x in means.items() if not (alone and name.startswith("policy/"))})
         if self.step_in_cycle == 0:
             check_first_ratio(deviation, args.bf16 or args.fp16 or self.unwrapped().policy.dtype != torch.float32)
         if self.state.global_step == 0 and self.is_world_process_zero():
             print(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
-        if args.target_kl is not None and kl > 1.5 * args.target_kl and not self.cycle.stopped:
+        if args.target_kl is not None and not alone and kl > 1.5 * args.target_kl and not self.cycle.stopped:
             self.cycle.stopped = True
             self.metrics.add("policy/stopped_at", self.step_in_cycle)
 
@@ -237,6 +247,31 @@ class RolloutLoop(RunState):
         self.metrics.add("time/update", update)
         spent = [self.metrics.pending.get(f"time/{part}", [0.0])[-1] for part in ("generate", "score")]
         self.metrics.add("tokens_per_second", int(self.cycle.experience.action_mask.sum()) / (update + sum(spent)))
+
+    @torch.no_grad()
+    def after_cycle(self: Any) -> None:
+        """After the last optimiser step of a rollout: the penalty of PPO-Penalty follows how far the policy moved.
+
+        The mean over all tokens of the rollout of [(ρ − 1) − log ρ], with the policy as it is now (SPEC §6.4).
+        """
+        if "penalty" not in self.algorithm.needs:
+            return
+        self.model.eval()
+        seen = self.cycle.experience
+        mine = seen.select(torch.arange(len(seen)).tensor_split(self.args.world_size)[self.args.process_index])
+        total = torch.zeros((), device=self.args.device)
+        for rows in chunks_by_length(mine.lengths, self.args.max_tokens_per_micro_batch):
+            chunk = mine.select(rows).to(self.args.device)
+            with self.accelerator.autocast():
+                logprobs = self.unwrapped()(chunk, need_entropy=False).logprobs
+            total += masked_sum(approx_kl(logprobs, chunk.old_logprobs), chunk.action_mask)
+        kl = float(self.accelerator.reduce(total, "sum")) / max(1, int(seen.action_mask.sum()))
+        self.metrics.update({"policy/kl_after": kl, "policy/penalty_coef": self.penalty.coef})
+        self.penalty.update(kl)
+
+    def policy_parameters(self: Any) -> list[Any]:
+        """The policy's own trained parameters."""
+        return [p for p in self.unwrapped().policy.parameters() if p.requires_grad]
 
     def unwrapped(self: Any) -> Any:
         """The actor-critic itself."""

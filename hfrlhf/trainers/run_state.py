@@ -76,8 +76,11 @@ class RunState:
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""
         a = self.args
-        names = ("num_ppo_epochs", "num_mini_batches", "gradient_accumulation_steps", "rollout_batch_size")
-        return {name: getattr(a, name) for name in (*names, "num_generations", "seed")} | {"processes": a.world_size}
+        names = [
+            *("algorithm", "num_ppo_epochs", "value_epochs", "num_mini_batches", "gradient_accumulation_steps"),
+            *("rollout_batch_size", "num_generations", "seed"),
+        ]
+        return {name: getattr(a, name) for name in names} | {"processes": a.world_size}
 
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""
@@ -88,6 +91,7 @@ class RunState:
             "settings": self.settings(),
             "stopped": self.cycle is not None and self.cycle.stopped,
             "kl_coef": self.kl_coef.state_dict(),
+            "penalty": self.penalty.state_dict(),
             "moments": self.moments.state_dict(),
             "pending": self.metrics.pending,
             "samples": self.samples,
@@ -104,6 +108,7 @@ class RunState:
             return
         state = json.loads(Path(checkpoint, STATE_FILE).read_text())
         self.kl_coef.load_state_dict(state["kl_coef"])
+        self.penalty.load_state_dict(state["penalty"])
         self.moments.load_state_dict(state["moments"])
         self.metrics.pending = state["pending"]
         self.samples = state["samples"]

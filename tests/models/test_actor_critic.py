@@ -70,7 +70,7 @@ def language_model(request, tiny_model_folder):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_and_entropy_are_those_of_each_row_alone(language_model, temperature):
     rollout = ragged_rollout()
-    seen = ActorCritic(language_model, "head", temperature)(rollout)
+    seen = ActorCritic(language_model, "V", temperature)(rollout)
     for row, (logprobs, entropy) in enumerate(row_by_row(language_model, rollout, temperature)):
         n = len(logprobs)
         torch.testing.assert_close(seen.logprobs[row, :n], logprobs, atol=1e-5, rtol=0)
@@ -81,7 +81,7 @@ def test_logprobs_and_entropy_are_those_of_each_row_alone(language_model, temper
 def test_a_value_belongs_to_the_state_before_its_token(tiny_model_folder):
     """V_t is read at the token before a_t, and the bootstrap value at the last token of all."""
     lm = AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval()
-    actor_critic = ActorCritic(lm, "head")
+    actor_critic = ActorCritic(lm, "V")
     torch.nn.init.normal_(actor_critic.value_head.weight)
     rollout = ragged_rollout()
     seen = actor_critic(rollout)
@@ -107,7 +107,7 @@ def test_a_critic_of_its_own_subtracts_the_reward_shift(tiny_model_folder):
 
 def test_left_padding_and_a_wider_batch_change_nothing(tiny_model_folder):
     lm = AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval()
-    actor_critic, rollout = ActorCritic(lm, "head"), ragged_rollout()
+    actor_critic, rollout = ActorCritic(lm, "V"), ragged_rollout()
     alone = actor_critic(rollout.select(torch.tensor([2])))
     together = actor_critic(rollout)
     torch.testing.assert_close(alone.logprobs[0], together.logprobs[2], atol=1e-5, rtol=0)
@@ -116,7 +116,7 @@ def test_left_padding_and_a_wider_batch_change_nothing(tiny_model_folder):
 @pytest.mark.parametrize("critic", ["head", "model"])
 def test_policy_and_critic_survive_saving_to_the_bit(tiny_model_folder, tmp_path, critic):
     lm = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
-    value = "head"
+    value = "V"
     if critic == "model":
         value = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
     saved = ActorCritic(lm, value)
@@ -125,7 +125,7 @@ def test_policy_and_critic_survive_saving_to_the_bit(tiny_model_folder, tmp_path
     saved.save_pretrained(tmp_path)
     fresh = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     other = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
-    loaded = ActorCritic(fresh, other if critic == "model" else "head")
+    loaded = ActorCritic(fresh, other if critic == "model" else "V")
     loaded.load_saved(tmp_path)
     for (name, ours), theirs in zip(saved.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
@@ -135,7 +135,7 @@ def test_policy_and_critic_survive_saving_to_the_bit(tiny_model_folder, tmp_path
 
 
 def test_loading_from_a_folder_without_the_value_head_says_so(tiny_model_folder):
-    actor_critic = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_model_folder), "head")
+    actor_critic = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_model_folder), "V")
     with pytest.raises(FileNotFoundError, match="value_head"):
         actor_critic.load_saved(tiny_model_folder)
 
@@ -185,7 +185,7 @@ def test_no_tensor_of_the_size_of_all_logits_is_made(tiny_model_folder):
     mask = torch.ones(16, 64, dtype=torch.bool)
     ids = torch.randint(0, vocabulary, (16, 68))
     rollout = Rollout(ids, torch.ones_like(ids, dtype=torch.bool), mask, rows > 0, rows, rows, torch.zeros(16, 64))
-    actor_critic = ActorCritic(lm, "head")
+    actor_critic = ActorCritic(lm, "V")
     with Watch():
         seen = actor_critic(rollout)
         (seen.logprobs.sum() + seen.entropy.sum() + seen.values.sum()).backward()

@@ -196,7 +196,7 @@ def test_a_quantised_critic_is_refused(policy, tmp_path):
 def test_every_model_needs_the_positions(policy):
     sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     small = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=32))
-    check_positions({"policy": policy, "reference": small, "value model": "head"}, 20, 12)
+    check_positions({"policy": policy, "reference": small, "value model": "V"}, 20, 12)
     with pytest.raises(ValueError, match="the reference has positions for 32; set `max_prompt_length=19`"):
         check_positions({"policy": policy, "reference": small, "value model": None}, 20, 13)
 

@@ -1,0 +1,83 @@
+"""What an algorithm does not go together with, refused at construction with what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..algorithms import Algorithm
+
+# What only a critic uses, and the value that says "not set".
+CRITIC_FIELDS = {"vf_coef": None, "value_learning_rate": None, "critic_warmup_rollouts": 0}
+
+# Which trainer knows which update.
+TRAINERS = {
+    "gradient": "PolicyGradientTrainer with a PolicyGradientConfig",
+    "natural": "TRPOTrainer with a TRPOConfig",
+    "trust_region": "TRPOTrainer with a TRPOConfig",
+}
+
+
+def check_algorithm(args: Any, row: Algorithm) -> None:
+    """Refuse settings that the algorithm has no use for, or that would make it another one.
+
+    Raises:
+        ValueError: the message says which, and what to do.
+    """
+    name = args.algorithm
+    if row.update not in args.UPDATES:
+        raise ValueError(f"`algorithm={name!r}` takes {row.update} steps: use {TRAINERS[row.update]}")
+    epochs = row.epochs if args.num_ppo_epochs is None else args.num_ppo_epochs
+    if epochs * args.num_mini_batches != 1 and not row.reuses_rollouts:
+        raise ValueError(
+            f"`algorithm={name!r}` is on-policy: it takes one step of the policy per rollout, not num_ppo_epochs × "
+            f"num_mini_batches = {epochs} × {args.num_mini_batches}; set both to 1, or use 'ppo_clip'"
+        )
+    if "groups" in row.needs and args.num_generations < 2:
+        raise ValueError(
+            f"`algorithm={name!r}` compares the responses to one prompt, but `num_generations={args.num_generations}`; "
+            "use at least 2, typically 4 to 16"
+        )
+    _check_critic(args, row)
+
+
+def _check_critic(args: Any, row: Algorithm) -> None:
+    for field, unset in CRITIC_FIELDS.items():
+        if row.critic is None and getattr(args, field) != unset:
+            raise ValueError(
+                f"`algorithm={args.algorithm!r}` has no critic, so `{field}={getattr(args, field)!r}` would do "
+                "nothing; leave it out, or use an algorithm with a critic, such as 'vpg' or 'ppo_clip'"
+            )
+    if row.critic is None and row.update == "gradient" and args.value_epochs:
+        raise ValueError(
+            f"`algorithm={args.algorithm!r}` has no critic, so `value_epochs={args.value_epochs}` would do nothing"
+        )
+    if row.critic == "Q" and args.bootstrap_truncated:
+        raise ValueError(
+            f"`algorithm={args.algorithm!r}` learns action values, and no action follows a cut-off response; leave "
+            "`bootstrap_truncated` off"
+        )
+
+
+def check_value_model(value_model: Any, algorithm: str, row: Algorithm) -> None:
+    """Refuse a critic of its own where there is none, or where it has to be a head on the policy's trunk.
+
+    Raises:
+        ValueError: `value_model` was passed and the algorithm has no use for it.
+    """
+    if value_model is not None and row.critic != "V":
+        has = "no critic" if row.critic is None else "its Q head on the policy's own trunk"
+        raise ValueError(f"`algorithm={algorithm!r}` has {has}; leave `value_model` out, or use 'vpg' or 'ppo_clip'")
+
+
+def check_unsharded(accelerator: Any, algorithm: str, what: str) -> None:
+    """Refuse parameters that lie in pieces on several devices.
+
+    Raises:
+        ValueError: the run uses FSDP or DeepSpeed.
+    """
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"`algorithm={algorithm!r}` needs {what} of whole parameters, which {kind} keeps in pieces; launch it on "
+            "one process or with plain data parallelism (DDP)"
+        )

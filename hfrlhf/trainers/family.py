@@ -1,0 +1,26 @@
+"""Which configuration and trainer an algorithm of the table is run by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..algorithms import algorithm_named
+from .configs import PolicyGradientConfig, TRPOConfig
+from .policy_gradient_trainer import PolicyGradientTrainer
+from .trpo_trainer import TRPOTrainer
+
+# By the way the policy is updated.
+FAMILY: dict[str, tuple[Any, Any]] = {
+    "gradient": (PolicyGradientConfig, PolicyGradientTrainer),
+    "natural": (TRPOConfig, TRPOTrainer),
+    "trust_region": (TRPOConfig, TRPOTrainer),
+}
+
+
+def family_of(algorithm: str) -> tuple[Any, Any]:
+    """Configuration class and trainer class of the algorithm with that name.
+
+    Raises:
+        ValueError: there is none; the message lists the names and the nearest one.
+    """
+    return FAMILY[algorithm_named(algorithm).update]
