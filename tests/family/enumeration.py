@@ -106,15 +106,15 @@ class World:
         return self.gradient((self.chances(logprobs) * returns).sum(), model)
 
     def table(self, per_position: Tensor) -> Tensor:
-        """[S,…] what a tensor [K,A,…] says at each state, wherever an episode passes through it."""
-        result = per_position.new_zeros(len(self.states), *per_position.shape[2:])
-        result[self.state[self.mask]] = per_position[self.mask]
-        return result
+        """[S,…] what a tensor [K,A,…] says at each state, where the first episode passes through it."""
+        where = {s: place for place, s in reversed(list(enumerate(self.state[self.mask].tolist())))}
+        return per_position[self.mask][[where[s] for s in range(len(self.states))]]
 
     def action_values(self, beta: float, gamma: float = 1.0) -> Tensor:
         """[S,V] Q^π(s,a) = r(s,a) + γ·V^π(s·a), backwards from the longest prefixes."""
         log_policy, log_reference = self.table(self.log_policy().detach()), self.table(self.log_reference)
-        index, ends = {state: i for i, state in enumerate(self.states)}, dict(zip(self.episodes, self.scores.tolist()))
+        index = {state: i for i, state in enumerate(self.states)}
+        ends = dict(zip(self.episodes, self.scores.tolist(), strict=True))
         q = -beta * (log_policy - log_reference)
         for s, (prompt, prefix) in reversed(list(enumerate(self.states))):
             for action in range(VOCABULARY):

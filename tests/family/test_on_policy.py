@@ -1,5 +1,7 @@
 """On the policy that sampled: which Ψ give the gradient of the objective, exactly, and how far off the others are."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -107,7 +109,7 @@ def test_the_bias_of_the_minimal_variance_mean_goes_as_one_over_m():
     small = world(number_of_prompts=1, limit=1)
     off = [relative_error(*_minimal_variance_bias(small, m)) for m in (8, 16, 32, 64)]
     assert off[0] < 0.1
-    for before, after in zip(off, off[1:], strict=False):
+    for before, after in itertools.pairwise(off):
         assert 0.4 < after / before < 0.6
 
 
