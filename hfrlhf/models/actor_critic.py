@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..core.masking import at_least_float32
 from ..experience import Rollout
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
@@ -216,9 +217,10 @@ def check_head(policy: Any) -> None:
     ids = torch.arange(1, 5, device=device)[None] % lm.config.get_text_config().vocab_size
     hidden = backbone_of(lm)(input_ids=ids, use_cache=False).last_hidden_state[0]
     ours, _ = vocabulary_logprobs(lm, hidden, ids[0], 1.0, need_entropy=False)
-    theirs = lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1).gather(-1, ids.T).squeeze(-1)
+    logits = at_least_float32(lm(input_ids=ids, use_cache=False).logits[0])
+    theirs = logits.log_softmax(-1).gather(-1, ids.T).squeeze(-1)
     lm.train(was_training)
-    tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(ours, theirs, atol=tolerance, rtol=0):
         raise ValueError(
             f"{type(lm).__name__} changes its logits after the vocabulary head in a way this package does not know "
