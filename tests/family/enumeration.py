@@ -24,7 +24,7 @@ PROMPTS = ((0,), (1, 0, 1))
 State = tuple[int, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class World:
     """All that can happen: `episodes[k]` is (prompt, response), `states[s]` is (prompt, prefix).
 
@@ -224,7 +224,7 @@ def _world(prompts: tuple[tuple[int, ...], ...], limit: int, states: list[State]
         actions=actions,
         mask=torch.arange(limit) < torch.tensor([len(response) for _, response in episodes])[:, None],
         state=state,
-        scores=random(len(episodes), seed=2),
+        scores=random(len(episodes), seed=2).float().double(),  # a trainer keeps scores in float32
         log_reference=log_reference,
     )
 
