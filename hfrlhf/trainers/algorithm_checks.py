@@ -58,6 +58,19 @@ def _check_critic(args: Any, row: Algorithm) -> None:
         )
 
 
+def check_trainer(args: Any, trainer: Any) -> None:
+    """Refuse the settings of a trainer that updates the policy in another way.
+
+    Raises:
+        TypeError: the message names the trainer for these settings.
+    """
+    if args.UPDATES != trainer.CONFIG.UPDATES:
+        raise TypeError(
+            f"{trainer.__name__} needs a {trainer.CONFIG.__name__}, got a {type(args).__name__}: "
+            f"`algorithm={args.algorithm!r}` is run by {TRAINERS[args.UPDATES[0]]}"
+        )
+
+
 def check_value_model(value_model: Any, algorithm: str, row: Algorithm) -> None:
     """Refuse a critic of its own where there is none, or where it has to be a head on the policy's trunk.
 

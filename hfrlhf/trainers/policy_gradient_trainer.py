@@ -37,7 +37,7 @@ from ..models.reference import make_reference
 from ..models.score_gradients import score_gradient_sq_norms
 from ..rewards.sources import Completions, reward_source
 from ..rollout.generation import TransformersGenerator
-from .algorithm_checks import check_unsharded, check_value_model
+from .algorithm_checks import check_trainer, check_unsharded, check_value_model
 from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
 from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
@@ -69,6 +69,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             to do.
     """
 
+    CONFIG = PolicyGradientConfig
     args: PolicyGradientConfig
     model: Any
     processing_class: Any
@@ -95,6 +96,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         quantization_config: Any = None,
     ):
         self.algorithm = algorithm_named(args.algorithm)
+        check_trainer(args, type(self))
         check_value_model(value_model, args.algorithm, self.algorithm)
         tokenizer = load_tokenizer(processing_class, model)
         policy = load_policy(model, quantization_config)

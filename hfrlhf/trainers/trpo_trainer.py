@@ -37,6 +37,7 @@ class TRPOTrainer(PolicyGradientTrainer):
         ValueError: as `PolicyGradientTrainer`; also sharded parameters, and attention that has no second derivative.
     """
 
+    CONFIG = TRPOConfig
     args: TRPOConfig
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -195,3 +195,15 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert metrics["test_prompts"] >= 200
     # memory: the process of a whole test session has held more than the demo alone; the demo's own is checked in CI
     assert metrics["seconds"] < 240
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), [("rloo", 1), ("trpo", 10), ("ppo_penalty", 16)])
+def test_another_algorithm_gets_as_many_episodes(tmp_path, algorithm, steps):
+    """Two rollouts of 16: one of 32 where it takes one step each, two with the critic's passes in a trust region."""
+    folder = run_demo(tmp_path / "demo", settings=small_settings(), algorithm=algorithm)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    log = [row for row in metrics["ppo_log"] if "objective/score" in row]
+    assert log[-1]["step"] == steps and log[-1]["episode"] == pytest.approx(32, abs=16)
+    saved = json.loads((folder / "policy" / "training_args.json").read_text())
+    assert saved["algorithm"] == algorithm
+    assert algorithm in metrics["stage_seconds"]

@@ -113,10 +113,33 @@ def test_left_padding_and_a_wider_batch_change_nothing(tiny_model_folder):
     torch.testing.assert_close(alone.logprobs[0], together.logprobs[2], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("critic", ["head", "model"])
+def test_a_q_head_values_the_taken_action_the_best_and_the_average(language_model):
+    """Against every output of the head on the stock model's hidden states and logits, row by row."""
+    actor_critic = ActorCritic(language_model, "Q", temperature=0.7)
+    torch.nn.init.normal_(actor_critic.value_head.weight)
+    torch.nn.init.normal_(actor_critic.value_head.bias)
+    rollout = ragged_rollout()
+    seen = actor_critic(rollout, need_expected_values=True)
+    assert seen.bootstrap_values is None
+    backbone = language_model.base_model
+    for row, (ids, mask) in enumerate(zip(rollout.input_ids, rollout.attention_mask, strict=True)):
+        n = int(rollout.completion_lengths[row])
+        ids = ids[mask][None]
+        hidden = backbone(ids).last_hidden_state[0]
+        states = slice(ids.shape[1] - n - 1, ids.shape[1] - 1)
+        q = (hidden @ actor_critic.value_head.weight.T + actor_critic.value_head.bias)[states]
+        policy = (language_model(ids).logits[0, states] / 0.7).softmax(-1)
+        taken = q.gather(-1, ids[0, ids.shape[1] - n :, None]).squeeze(-1)
+        torch.testing.assert_close(seen.values[row, :n], taken, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(seen.best_values[row, :n], q.amax(-1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(seen.expected_values[row, :n], (policy * q).sum(-1), atol=1e-4, rtol=1e-4)
+        assert not seen.values[row, n:].any() and not seen.best_values[row, n:].any()
+
+
+@pytest.mark.parametrize("critic", ["head", "Q head", "model"])
 def test_policy_and_critic_survive_saving_to_the_bit(tiny_model_folder, tmp_path, critic):
     lm = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
-    value = "V"
+    value = "Q" if critic == "Q head" else "V"
     if critic == "model":
         value = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
     saved = ActorCritic(lm, value)
@@ -125,7 +148,7 @@ def test_policy_and_critic_survive_saving_to_the_bit(tiny_model_folder, tmp_path
     saved.save_pretrained(tmp_path)
     fresh = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     other = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
-    loaded = ActorCritic(fresh, other if critic == "model" else "V")
+    loaded = ActorCritic(fresh, other if critic == "model" else value)
     loaded.load_saved(tmp_path)
     for (name, ours), theirs in zip(saved.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(ours, theirs), name

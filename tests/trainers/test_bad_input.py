@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, Trainer
 
-from hfrlhf import PPOTrainer
-from hfrlhf.trainers.configs import PolicyGradientConfig, PPOConfig
+from hfrlhf import PolicyGradientTrainer, PPOTrainer, TRPOTrainer
+from hfrlhf.trainers.configs import PolicyGradientConfig, PPOConfig, TRPOConfig
 from tests.trainers.helpers import config, load, parameters, prompts, reward, trainer
 
 
@@ -51,6 +51,75 @@ from tests.trainers.helpers import config, load, parameters, prompts, reward, tr
 def test_settings(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "message"),
+    [
+        ("ppo_clipp", {}, "did you mean 'ppo_clip'.* reinforce, "),
+        ("rloo", {"num_generations": 1}, "num_generations=1.*at least 2"),
+        ("grpo", {}, "num_generations=1.*at least 2"),
+        ("reinforce", {"num_ppo_epochs": 2}, "2 × 1; set both to 1"),
+        ("vpg", {"num_mini_batches": 2}, "1 × 2; set both to 1"),
+        ("reinforce", {"vf_coef": 0.1}, "has no critic, so `vf_coef=0.1`"),
+        ("rloo", {"num_generations": 2, "vf_coef": 0.0}, "has no critic, so `vf_coef=0.0`"),
+        ("reinforce", {"value_learning_rate": 1e-4}, "has no critic"),
+        ("reinforce", {"critic_warmup_rollouts": 1}, "has no critic"),
+        ("reinforce", {"value_epochs": 2}, "has no critic"),
+        ("q_actor_critic", {"bootstrap_truncated": True}, "bootstrap_truncated"),
+        ("trpo", {}, "TRPOTrainer with a TRPOConfig"),
+        ("natural_policy_gradient", {}, "TRPOTrainer with a TRPOConfig"),
+        ("a2c", {"n_step": 0}, "n_step"),
+        ("ppo_penalty", {"penalty_target": 0.0}, "penalty_target"),
+        ("gae_actor_critic", {"gamma": 1.5}, "gamma"),
+        ("gae_actor_critic", {"gae_lambda": 1.5}, "gae_lambda"),
+        ("vpg", {"value_epochs": -1}, "value_epochs"),
+    ],
+)
+def test_settings_that_do_not_go_with_the_algorithm(tmp_path, algorithm, changes, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyGradientConfig(
+            output_dir=str(tmp_path), algorithm=algorithm, use_cpu=True, rollout_batch_size=8, **changes
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_mini_batches": 2}, "1 × 2; set both to 1"),
+        ({"num_ppo_epochs": 4}, "4 × 1; set both to 1"),
+        ({"algorithm": "ppo_clip"}, "PolicyGradientTrainer with a PolicyGradientConfig"),
+        ({"max_kl": 0.0}, "max_kl"),
+        ({"cg_iterations": 0}, "cg_iterations"),
+        ({"cg_iterations": 2.5}, "whole number"),
+        ({"cg_damping": -0.1}, "cg_damping"),
+        ({"max_backtracks": 0}, "max_backtracks"),
+        ({"ent_coef": 0.01}, "ent_coef"),
+        ({"target_kl": 0.01}, "target_kl"),
+        ({"kl_in": "loss"}, "kl_in"),
+        ({"gae_lambda": 2.0}, "gae_lambda"),
+    ],
+)
+def test_settings_of_trpo(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        TRPOConfig(output_dir=str(tmp_path), use_cpu=True, rollout_batch_size=8, **changes)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "q_actor_critic"])
+def test_a_value_model_without_use(tiny_model_folder, tmp_path, algorithm):
+    args = PolicyGradientConfig(output_dir=str(tmp_path), algorithm=algorithm, use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="leave `value_model` out"):
+        PolicyGradientTrainer(str(tiny_model_folder), reward, args, prompts(), value_model=str(tiny_model_folder))
+
+
+def test_the_settings_of_another_trainer(tiny_model_folder, tmp_path):
+    args = PolicyGradientConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(TypeError, match="TRPOConfig"):
+        TRPOTrainer(str(tiny_model_folder), reward, args, prompts())
+    with pytest.raises(TypeError, match="TRPOTrainer"):
+        PolicyGradientTrainer(
+            str(tiny_model_folder), reward, TRPOConfig(output_dir=str(tmp_path), use_cpu=True), prompts()
+        )
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,23 @@ def test_every_kind_of_run_resumes(tiny_model_folder, tmp_path, kind):
     assert_same(run(tiny_model_folder, tmp_path, resume=6, **changes()), whole)
 
 
+@pytest.mark.parametrize("step", [4, 6])
+def test_the_penalty_coefficient_resumes(tiny_model_folder, tmp_path, step):
+    """At the end of a rollout, when it has just moved, and in the middle of the next."""
+    changes = {"algorithm": "ppo_penalty", "penalty_target": 1e-4}
+    whole = run(tiny_model_folder, tmp_path, **changes)
+    assert whole.penalty.coef != 1.0
+    continued = run(tiny_model_folder, tmp_path, resume=step, **changes)
+    assert_same(continued, whole)
+    assert continued.penalty.coef == whole.penalty.coef
+
+
+def test_another_algorithm_does_not_continue_a_run(tiny_model_folder, tmp_path):
+    run(tiny_model_folder, tmp_path, max_steps=4)
+    with pytest.raises(ValueError, match="algorithm: ppo_clip → ppo_penalty"):
+        run(tiny_model_folder, tmp_path, resume=2, algorithm="ppo_penalty")
+
+
 def test_the_global_generators_do_not_matter(tiny_model_folder, tmp_path):
     """Everything random has an address: whatever else draws numbers in between changes nothing."""
     whole = run(tiny_model_folder, tmp_path)
