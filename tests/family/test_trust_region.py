@@ -1,4 +1,4 @@
-"""TRPO and the natural gradient on every episode of the small world: gradient, Fisher matrix, step, each known exactly."""
+"""TRPO and the natural gradient on every episode of the small world: gradient, Fisher matrix and step, exactly."""
 
 import itertools
 

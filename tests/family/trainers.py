@@ -107,7 +107,7 @@ def seen(built: Any, world: World) -> EvaluatedRollout:
 
 
 def descent(built: Any, experience: Experience, weights: Tensor) -> Tensor:
-    """[P] Σ_k w_k·(−∇loss of episode k), over the policy's parameters: the direction in which the trainer would step."""
+    """[P] Σ_k w_k·(−∇loss of episode k), by the policy's parameters: where the trainer would step."""
     model, loss = built.unwrapped(), torch.zeros((), dtype=torch.float64)
     for k, weight in enumerate(weights):
         fields = experience.select(torch.tensor([k])).tensors()
