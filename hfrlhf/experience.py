@@ -159,8 +159,8 @@ def concatenate(records: Iterable[Any]) -> Any:
     return dataclasses.replace(records[0], **fields)
 
 
-# Laid out along prompt and response together; every other [B,·] tensor is laid out along the response.
-_WHOLE = {"input_ids", "attention_mask"}
+# Laid out along prompt and response together, or along neither; every other [B,·] tensor along the response.
+_WHOLE, _NEITHER = {"input_ids", "attention_mask"}, {"parts"}
 
 
 def _widths(record: Any) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def _widen(record: Record, common: tuple[int, ...]) -> dict[str, Tensor]:
     left, right = (wide - own for wide, own in zip(common, _widths(record), strict=True))
     fields = record.tensors()
     for name, tensor in fields.items():
-        if tensor.ndim == 2:
+        if tensor.ndim == 2 and name not in _NEITHER:
             fields[name] = torch.nn.functional.pad(tensor, (left if name in _WHOLE else 0, right))
     return fields
 

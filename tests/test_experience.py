@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 import torch
 
-from hfrlhf.experience import Experience, Prompts, Rollout, chunks_by_length, concatenate, left_aligned
+from hfrlhf.experience import (
+    EvaluatedRollout,
+    Experience,
+    Prompts,
+    Rollout,
+    chunks_by_length,
+    concatenate,
+    left_aligned,
+)
 
 
 def prompts_of(*rows: list[int]) -> Prompts:
@@ -131,6 +139,21 @@ def test_concatenate_keeps_subclasses_and_their_per_token_fields() -> None:
     assert type(joined) is Experience
     assert joined.scores.tolist() == [1.0, 1.0, 2.0, 3.0]
     assert joined.returns.shape == (4, 3)
+
+
+def test_concatenate_leaves_what_is_no_row_of_tokens_as_wide_as_it_is() -> None:
+    """Opinions [B,S] of the reward sources, from processes whose responses are of different lengths."""
+
+    def evaluated(rollout: Rollout) -> EvaluatedRollout:
+        per_token = dict.fromkeys(["logprobs", "ref_logprobs", "entropy", "values"], rollout.sampler_logprobs)
+        per_row = dict.fromkeys(["scores", "bootstrap_values", "grad_sq_norms"], torch.arange(len(rollout)).float())
+        parts = torch.tensor([[1.0, 2.0]]).repeat(len(rollout), 1)
+        return EvaluatedRollout(**rollout.tensors(), **per_token, **per_row, parts=parts)
+
+    joined = concatenate([evaluated(ROLLOUT), evaluated(rollout_of(([3], [4, 5, 6, 2])))])
+    assert joined.parts.tolist() == [[1.0, 2.0]] * 4
+    assert joined.grad_sq_norms.tolist() == [0.0, 1.0, 2.0, 0.0]
+    assert joined.logprobs.shape == (4, 4) and joined.best_values is None
 
 
 def test_left_aligned_moves_real_tokens_to_the_left_wherever_they_stood() -> None:

@@ -291,6 +291,9 @@ class TRPOConfig(PolicyGradientConfig):
     UPDATES: ClassVar[tuple[str, ...]] = ("natural", "trust_region")
 
     algorithm: str = described("trpo", "'trpo', or 'natural_policy_gradient': the same without the line search.")
+    learning_rate: float = described(
+        1e-4, "Step size of the critic. Typical: 1e-5 (a model of its own) to 1e-3 (a head on the policy's trunk)."
+    )
     max_kl: float = described(0.01, "δ, nats per token: how far a step may move the policy. Typical: 0.001 to 0.05.")
     cg_iterations: int = described(10, "Fisher-vector products per step, about 3 forward passes' time each.")
     cg_damping: float = described(0.1, "Added to the Fisher matrix's diagonal. Higher: steadier, nearer the gradient.")

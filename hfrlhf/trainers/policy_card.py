@@ -17,7 +17,8 @@ not trained for. A high score means that the reward source likes the text, not t
 _SHOWN = (
     *("algorithm", "learning_rate", "value_learning_rate", "rollout_batch_size", "num_generations", "num_ppo_epochs"),
     *("num_mini_batches", "max_completion_length", "temperature", "missing_eos_penalty", "kl_coef", "kl_target"),
-    *("gamma", "gae_lambda", "clip_range", "clip_range_value", "vf_coef", "ent_coef", "whiten_advantages", "seed"),
+    *("gamma", "gae_lambda", "clip_range", "clip_range_value", "vf_coef", "ent_coef", "whiten_advantages"),
+    *("value_epochs", "max_kl", "cg_iterations", "cg_damping", "seed"),
 )
 
 
@@ -41,6 +42,6 @@ def policy_card(trainer: Any) -> CardFacts:
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": trainer.samples,
         "metrics": shown,
-        "hyperparameters": {name: getattr(args, name) for name in _SHOWN},
+        "hyperparameters": {name: getattr(args, name) for name in _SHOWN if hasattr(args, name)},
     }
     return CardFacts(**facts | trainer.card)

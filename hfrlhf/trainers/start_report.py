@@ -21,13 +21,19 @@ def start_report(trainer: Any) -> str:
         *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
         f"  plan       {episodes:,} episodes = {rollouts:,} rollouts × {args.rollout_batch_size} "
         f"({args.num_generations} per prompt); {planned_steps(trainer):,} optimiser steps = rollouts × "
-        f"{args.num_ppo_epochs} epochs × {args.num_mini_batches} mini-batches of {args.mini_batch_size}",
+        f"{_epochs(args)} × {args.num_mini_batches} mini-batches of {args.mini_batch_size}",
         f"  tokens     at most {args.rollout_batch_size * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
         f"per forward; {args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device}",
         f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
         "optimiser; activations come on top",
     ]
     return "\n".join(lines)
+
+
+def _epochs(args: Any) -> str:
+    if not args.value_epochs:
+        return f"{args.num_ppo_epochs} epochs"
+    return f"({args.num_ppo_epochs} + {args.value_epochs} of the critic alone) epochs"
 
 
 def first_rollout_report(kl: float, ratio: float) -> str:
@@ -50,7 +56,8 @@ def planned_rollouts(trainer: Any) -> int:
 def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
     """Each role of PPO, what plays it, and how much of it is trained."""
     critic = actor_critic.value_model or actor_critic.value_head
-    apart = "a model of its own" if actor_critic.value_model is not None else "a head on the policy's trunk"
+    head = "a Q head" if trainer.algorithm.critic == "Q" else "a head"
+    apart = "a model of its own" if actor_critic.value_model is not None else f"{head} on the policy's trunk"
     return {
         "policy": f"{type(actor_critic.policy).__name__}, {_counts(actor_critic.policy)}",
         "reference": trainer.reference.source,
