@@ -25,7 +25,7 @@ def test_every_row_is_made_of_known_parts(row):
     assert row.loss in POLICY_LOSSES
     assert row.critic in {None, *CRITIC_TARGETS}
     assert row.update in {"gradient", "natural", "trust_region"}
-    assert set(row.needs) <= {"groups", "gradient_norms", "expected_values"}
+    assert set(row.needs) <= {"groups", "gradient_norms", "expected_values", "penalty"}
     assert row.epochs >= 1
     assert row.source
 
@@ -37,13 +37,14 @@ def test_only_a_ratio_allows_several_steps_on_one_rollout():
     assert {name for name, row in ALGORITHMS.items() if row.epochs > 1} <= reuse
 
 
-def test_what_a_psi_reads_is_what_its_row_provides():
+def test_what_psi_and_loss_read_is_what_their_row_provides():
     needs = {"leave_one_out": "groups", "group_normalised": "groups", "expected_baseline": "expected_values"}
     needs["minimal_variance_baseline"] = "gradient_norms"
     critics = dict.fromkeys(("value_baseline", "td_error", "n_step", "gae"), "V")
     critics |= dict.fromkeys(("action_value", "expected_baseline"), "Q")
     for row in ALGORITHMS.values():
-        assert row.needs == ((needs[row.psi],) if row.psi in needs else ())
+        of_loss = ("penalty",) if row.loss == "ppo_penalty" else ()
+        assert row.needs == ((needs[row.psi],) if row.psi in needs else ()) + of_loss
         assert row.critic == critics.get(row.psi)
 
 
