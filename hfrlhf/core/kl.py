@@ -45,6 +45,8 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
         k2 = d² / 2,  d = log π_θ(a) − log π_ref(a)                                                    (SPEC §2.3)
 
+    As an on-policy loss per token its gradient is that of each state's own KL, Σ_t E[∇KL(π(·|s_t) ‖ π_ref(·|s_t))]. How
+    earlier tokens change which states are visited is not in it; k1 in the reward has that too.
     Shapes: logprobs, ref_logprobs [...] -> [...], nats.
     """
     return k1(logprobs, ref_logprobs).square() / 2

@@ -103,7 +103,11 @@ class PolicyGradientConfig(TrainingArguments):
     kl_estimator: str | None = described(
         None, "k1, k2 or k3. Default: k1 in the reward, k2 in the loss: the ones with the gradient of the KL."
     )
-    kl_in: str = described("reward", "Where the KL enters: 'reward' (per token, as in RLHF) or 'loss'.")
+    kl_in: str = described(
+        "reward",
+        "Where the KL enters: 'reward' (per token, as in RLHF: the whole gradient) or 'loss' (each state's own KL, "
+        "without how earlier tokens lead to that state).",
+    )
     kl_target: float | None = described(None, "Nats per response. If set, kl_coef adapts to hold it. Typical: 3 to 10.")
     kl_horizon: float = described(10_000, "Episodes over which the adaptive coefficient reacts.")
     whiten_rewards: bool = described(False, "Scale per-token rewards to variance 1, keeping their mean.")

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hfrlhf import TRPOConfig, TRPOTrainer
+from tests.conftest import word_tokenizer
 from tests.trainers.helpers import parameters, prompts, reward, training_logs
 
 # One step per rollout and no passes of the critic alone: two steps are two rollouts.
@@ -19,7 +26,7 @@ SETTINGS = {"max_completion_length": 6, "save_strategy": "no", "report_to": "non
 
 
 def trpo(model: Any, folder: Path, **changes: Any) -> TRPOTrainer:
-    own = {"reward_funcs", "value_model", "peft_config", "processing_class"}
+    own = {"reward_funcs", "value_model", "peft_config", "quantization_config", "processing_class"}
     given = {name: changes.pop(name) for name in list(changes) if name in own}
     quick = {"rollout_batch_size": 16, "value_epochs": 0, "max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2}
     args = TRPOConfig(output_dir=str(folder / "run"), **(SETTINGS | quick | changes))
@@ -131,6 +138,30 @@ def test_only_the_adapter_moves(tiny_model_folder, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("lora_" in name for name in changed)
     assert all(0 < row["policy/kl"] <= 0.01 for row in training_logs(built))
+
+
+def test_it_moves_an_adapter_on_a_quantised_base(tmp_path):
+    """4-bit weights let the second derivative through; the base stays as it is."""
+    pytest.importorskip("bitsandbytes")
+    tokenizer = word_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    built = trpo(
+        str(tmp_path / "base"),
+        tmp_path,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        max_steps=1,
+    )
+    seen = watch(built)
+    built.train()
+    ((_, before, after, search),) = seen
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert search.step is not None and 0 < search.trials[-1].kl <= 0.01
+    assert changed and all("lora_" in name for name in changed)
 
 
 @pytest.mark.parametrize("critic", ["on the trunk", "apart"])
