@@ -61,7 +61,7 @@ COMMON = {
 }
 # One setting for each way of using a rollout, none for a single algorithm.
 ONE_STEP = {"rollout_batch_size": 64, "learning_rate": 3e-3}
-SEVERAL_STEPS = {"rollout_batch_size": 128, "num_mini_batches": 2, "learning_rate": 1e-3}
+SEVERAL_STEPS = {"rollout_batch_size": 128, "num_mini_batches": 2, "learning_rate": 1e-3, "penalty_target": 0.05}
 SHORT_SEARCH = {"cg_iterations": 3, "cg_damping": 0.03}
 NATURAL = {"rollout_batch_size": 128, "value_epochs": 4, "learning_rate": 3e-3, "max_kl": 0.2, **SHORT_SEARCH}
 GROUP = {"num_generations": 4}
@@ -257,14 +257,16 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     groups = [([n for n, row in ALGORITHMS.items() if belongs(row)], g) for g, (belongs, _) in GROUPS.items()]
     heights = [-(-len(names) // COLUMNS) for names, _ in groups]
     figure = plt.figure(figsize=(10, 2.05 * sum(heights)), constrained_layout=True)
-    parts = figure.subfigures(len(groups), 1, height_ratios=heights)
+    parts: Any = figure.subfigures(len(groups), 1, height_ratios=heights)
     for part, (names, group), height in zip(parts, groups, heights, strict=True):
         part.suptitle(group, fontsize=12, fontweight="bold", x=0.01, ha="left")
-        axes = part.subplots(height, COLUMNS, sharex=True, sharey=True).flat
+        axes = list(part.subplots(height, COLUMNS, sharex=True, sharey=True).flat)
         for axis, name in zip(axes, names, strict=False):
             panel(axis, name, runs, GROUPS[group][1])
-        for axis in list(axes)[len(names) - height * COLUMNS :] if len(names) < height * COLUMNS else []:
+        for axis in axes[len(names) :]:
             axis.set_axis_off()
+        part.supylabel("held-out reward", fontsize=8)
+    parts[-1].supxlabel("episodes", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
