@@ -23,9 +23,9 @@ class Algorithm:
         epochs: passes over each rollout unless the settings say otherwise.
         whiten: whether Ψ is whitened unless the settings say otherwise; so where the source does it.
         update: "gradient" (the optimiser's step), "natural" (natural gradient) or "trust_region" (with a line search).
-        needs: what Ψ needs beyond rewards and values: "groups" (several responses per prompt), "gradient_norms"
-            (‖∇log P(τ)‖² of each response), "expected_values" (max and mean of Q over the vocabulary); of the loss:
-            "penalty" (a coefficient that follows the KL).
+        needs: what Ψ needs beyond rewards and values: "batch" (several episodes), "groups" (several responses per
+            prompt), "gradient_norms" (‖∇log P(τ)‖² of each response), "expected_values" (max and mean of Q over the
+            vocabulary); of the loss: "penalty" (a coefficient that follows the KL).
     """
 
     psi: str
@@ -45,13 +45,19 @@ class Algorithm:
 
 ALGORITHMS = {
     "reinforce": Algorithm("total_return", "score_function", "Williams 1992; SPEC §3.1"),
-    "reinforce_constant": Algorithm("constant_baseline", "score_function", "Williams 1992; SPEC §3.3"),
+    "reinforce_constant": Algorithm(
+        "constant_baseline", "score_function", "Williams 1992; SPEC §3.3", needs=("batch",)
+    ),
     "reinforce_minimal_variance": Algorithm(
-        "minimal_variance_baseline", "score_function", "Greensmith 2004; SPEC §3.3", needs=("gradient_norms",)
+        "minimal_variance_baseline", "score_function", "Greensmith 2004; SPEC §3.3", needs=("batch", "gradient_norms")
     ),
     "reward_to_go": Algorithm("reward_to_go", "score_function", "Sutton 1999; SPEC §3.2"),
-    "reward_to_go_constant": Algorithm("reward_to_go_constant_baseline", "score_function", "SPEC §3.3"),
-    "reward_to_go_time_dependent": Algorithm("time_dependent_baseline", "score_function", "SPEC §3.3"),
+    "reward_to_go_constant": Algorithm(
+        "reward_to_go_constant_baseline", "score_function", "SPEC §3.3", needs=("batch",)
+    ),
+    "reward_to_go_time_dependent": Algorithm(
+        "time_dependent_baseline", "score_function", "SPEC §3.3", needs=("batch",)
+    ),
     "rloo": Algorithm("leave_one_out", "score_function", "Ahmadian 2024; SPEC §3.3", needs=("groups",)),
     "grpo": Algorithm("group_normalised", "ppo_clip", "Shao 2024; SPEC §3.3", needs=("groups",)),
     "vpg": Algorithm("value_baseline", "score_function", "Sutton 1999; SPEC §5", critic="V"),
@@ -91,11 +97,17 @@ def algorithm_named(name: str) -> Algorithm:
         ValueError: there is none; the message lists the names and the nearest one.
     """
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, n=1, cutoff=0.0)
         raise ValueError(
-            f"no algorithm is called {name!r}; did you mean {near[0]!r}? There are: {', '.join(ALGORITHMS)}"
+            f"no algorithm is called {name!r}; did you mean {_nearest(str(name))!r}? There are: {', '.join(ALGORITHMS)}"
         )
     return ALGORITHMS[name]
+
+
+def _nearest(name: str) -> str:
+    """The name that was probably meant: whatever the case and the hyphens, its beginning counts first."""
+    plain = name.lower().replace("-", "_")
+    begins_alike = [known for known in ALGORITHMS if known.startswith(plain)]
+    return (begins_alike or difflib.get_close_matches(plain, ALGORITHMS, n=1, cutoff=0.0))[0]
 
 
 def algorithm_table() -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ recipes/ppo.py, it trains on them. Examples:
     accelerate launch recipes/policy_gradient.py --algorithm trpo
     accelerate launch recipes/policy_gradient.py --algorithm rloo --num_generations 4 --model_name_or_path MODEL \\
         --dataset_name PROMPTS --reward_funcs runs/reward --output_dir runs/rloo
-    accelerate launch recipes/policy_gradient.py --config mine.yaml --algorithm trpo --max_kl 0.01 --use_peft
+    accelerate launch recipes/policy_gradient.py --config recipes/configs/family_reviews.yaml --algorithm trpo
 """
 
 import sys
@@ -26,7 +26,7 @@ TRPO_SHOWN = {"the trust region": "max_kl cg_iterations cg_damping max_backtrack
 
 def main() -> None:
     """Find the algorithm, then do as recipes/ppo.py does, with its trainer."""
-    algorithm = value_given("algorithm") or "vpg"
+    algorithm = value_given("algorithm") or ("vpg" if sys.argv[1:] else "help")
     if algorithm == "help":
         return print_table(algorithm_table())
     try:

@@ -5,6 +5,7 @@ from hfrlhf.core.advantages import PSI
 from hfrlhf.core.policy_losses import POLICY_LOSSES
 from hfrlhf.core.value_losses import CRITIC_TARGETS
 
+NATURAL = "natural_policy_gradient"
 # The members that the library promises.
 FAMILY = {
     *("reinforce", "reinforce_constant", "reinforce_minimal_variance"),
@@ -25,7 +26,7 @@ def test_every_row_is_made_of_known_parts(row):
     assert row.loss in POLICY_LOSSES
     assert row.critic in {None, *CRITIC_TARGETS}
     assert row.update in {"gradient", "natural", "trust_region"}
-    assert set(row.needs) <= {"groups", "gradient_norms", "expected_values", "penalty"}
+    assert set(row.needs) <= {"batch", "groups", "gradient_norms", "expected_values", "penalty"}
     assert row.epochs >= 1
     assert row.source
 
@@ -38,13 +39,16 @@ def test_only_a_ratio_allows_several_steps_on_one_rollout():
 
 
 def test_what_psi_and_loss_read_is_what_their_row_provides():
-    needs = {"leave_one_out": "groups", "group_normalised": "groups", "expected_baseline": "expected_values"}
-    needs["minimal_variance_baseline"] = "gradient_norms"
+    needs = dict.fromkeys(
+        ("constant_baseline", "reward_to_go_constant_baseline", "time_dependent_baseline"), ("batch",)
+    )
+    needs |= dict.fromkeys(("leave_one_out", "group_normalised"), ("groups",))
+    needs |= {"minimal_variance_baseline": ("batch", "gradient_norms"), "expected_baseline": ("expected_values",)}
     critics = dict.fromkeys(("value_baseline", "td_error", "n_step", "gae"), "V")
     critics |= dict.fromkeys(("action_value", "expected_baseline"), "Q")
     for row in map(ALGORITHMS.get, FAMILY):
         of_loss = ("penalty",) if row.loss == "ppo_penalty" else ()
-        assert row.needs == ((needs[row.psi],) if row.psi in needs else ()) + of_loss
+        assert row.needs == needs.get(row.psi, ()) + of_loss
         assert row.critic == critics.get(row.psi)
 
 
@@ -53,7 +57,11 @@ def test_a_row_is_found_by_its_name():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("reinforce_constnt", "reinforce_constant"), ("PPO-clip", "ppo_clip"), ("rlo", "rloo")]
+    ("wrong", "near"),
+    [
+        *(("reinforce_constnt", "reinforce_constant"), ("PPO-clip", "ppo_clip"), ("rlo", "rloo"), ("TRPO", "trpo")),
+        *(("RLOO", "rloo"), ("GRPO", "grpo"), ("PPO", "ppo_clip"), ("ppo", "ppo_clip"), ("natural", NATURAL)),
+    ],
 )
 def test_a_wrong_name_gets_the_nearest_one_and_all_of_them(wrong, near):
     with pytest.raises(ValueError, match=f"no algorithm is called '{wrong}'; did you mean '{near}'") as error:

@@ -50,14 +50,20 @@ def test_each_command_block_starts_from_a_clone(heading):
     assert "venv" in block[0] and block[1].startswith("pip install torch")
 
 
-def test_the_table_of_algorithms_is_the_one_in_the_code():
-    """Where they differ, paste what the assertion expected between the two comments of the README."""
+TABLE = re.compile(r"(?<=-->\n)\| algorithm .*?(?=\n<!-- end of algorithms)", re.S)
+
+
+def table_of_algorithms() -> str:
     rows = [[cell.replace("|", "\\|") for cell in row] for row in algorithm_table()]
     lines = [rows[0], ["---"] * len(rows[0]), *([f"`{name}`", *cells] for name, *cells in rows[1:])]
-    expected = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    shown = re.search(r"<!-- algorithms:.*?-->\n(.*?)\n<!-- end", README.read_text(encoding="utf-8"), re.S)
-    assert shown is not None and shown.group(1) == expected
-    assert len(rows) == 1 + len(ALGORITHMS) >= 21
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def test_the_table_of_algorithms_is_the_one_in_the_code():
+    """`python tests/test_readme.py` writes it."""
+    (shown,) = TABLE.findall(README.read_text(encoding="utf-8"))
+    assert shown == table_of_algorithms()
+    assert len(shown.splitlines()) == 2 + len(ALGORITHMS) >= 23
 
 
 def test_the_recipe_prints_the_same_table():
@@ -66,3 +72,7 @@ def test_the_recipe_prints_the_same_table():
     printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     cells = [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if re.match(r"\s+[a-z]", line)]
     assert [tuple(row) for row in cells] == algorithm_table()
+
+
+if __name__ == "__main__":
+    README.write_text(TABLE.sub(lambda _: table_of_algorithms(), README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -33,11 +33,12 @@ def minimal_variance(total: Tensor, grad_sq_norms: Tensor, exclude_self: bool = 
     Shapes: total, grad_sq_norms [m] -> [], or [m] with `exclude_self`; 0 where all gradients vanish (no baseline
     matters then).
     """
-    total, weights = at_least_float32(total), at_least_float32(grad_sq_norms)
+    # In float64: what one gradient leaves over of a sum that it dominates would be rounding alone.
+    total, weights = at_least_float32(total), grad_sq_norms.double()
     weighted, norm = (weights * total).sum(), weights.sum()
     if exclude_self:
         weighted, norm = weighted - weights * total, norm - weights
-    return torch.where(norm > 0, weighted / torch.where(norm > 0, norm, 1.0), 0.0)
+    return torch.where(norm > 0, weighted / torch.where(norm > 0, norm, 1.0), 0.0).to(total.dtype)
 
 
 def time_dependent(rewards_to_go: Tensor, mask: Tensor, exclude_self: bool = False) -> Tensor:

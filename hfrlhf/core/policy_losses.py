@@ -1,9 +1,9 @@
 """Losses of the policy, per token; the caller sums them over the valid tokens and divides once (SPEC §6.9).
 
-All are minimised. Ψ (here `psi` or `advantages`) and the old log-probs are constants: no gradient flows into them. The
+All are minimised. Ψ (here `psi` or `advantages`) and the old log-probs are constants: no gradient flows into them. A
 log-ratio is held within ±20 before exp, in float32 or wider: e^20 ≈ 5e8 neither overflows nor hides that something is
-wrong, and the gradient beyond is 0. There is no mask: what stands at padding stays there, but has to be finite (the
-records hold 0), because a NaN in Ψ would come back as NaN · 0 in the gradient.
+wrong, and the gradient of a ratio beyond is 0. There is no mask: what stands at padding stays there, but has to be
+finite (the records hold 0), because a NaN in Ψ would come back as NaN · 0 in the gradient.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def sequence_weighted(logprobs: Tensor, old_logprobs: Tensor, psi: Tensor) -> Te
 
         L_t = −W·log π_θ(a_t)·Ψ_t,  W = π_θ(y|x) / π_old(y|x) = Π_j ρ_j held constant           (SPEC §6.2, on Ψ = R(τ))
 
-    Its gradient is that of −W·R(τ); the variance of W grows with the length of the response.
+    Its gradient is that of −W·R(τ); the variance of W grows with the length of the response, and log W is held within
+    ±20. Exact for the rewards as they were when sampled: a KL in them is that of π_old, not of π_θ.
     Shapes: logprobs, old_logprobs, psi [B,A], 0 at padding -> [B,A].
     """
     log_weight = (at_least_float32(logprobs) - at_least_float32(old_logprobs)).sum(-1, keepdim=True)
@@ -56,6 +57,7 @@ def per_decision_weighted(logprobs: Tensor, old_logprobs: Tensor, psi: Tensor) -
 
         L_t = −(Π_{j≤t} ρ_j)·Ψ_t,  Ψ_t = γ^{t−1}·r_t                                           (SPEC §6.2, per decision)
 
+    Exact for the rewards as they were when sampled: a KL in them is that of π_old, not of π_θ.
     Shapes: logprobs, old_logprobs, psi [B,A], 0 at padding -> [B,A].
     """
     log_ratios = at_least_float32(logprobs) - at_least_float32(old_logprobs).detach()

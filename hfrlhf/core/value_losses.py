@@ -24,7 +24,8 @@ def sarsa_target(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) ->
 # CRITIC_TARGETS[critic](psi, rewards, values, mask, gamma) -> [B,A], with Ψ before whitening. For V it is Ψ + V: the TD
 # target, the n-step return, the λ-return or the reward-to-go, according to Ψ (SPEC §3.4).
 CriticTarget = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-CRITIC_TARGETS: dict[str, CriticTarget] = {
+CRITIC_TARGETS: dict[str | None, CriticTarget] = {
+    None: lambda psi, rewards, values, mask, gamma: torch.zeros_like(psi),
     "V": lambda psi, rewards, values, mask, gamma: masked(psi + at_least_float32(values), mask),
     "Q": lambda psi, rewards, values, mask, gamma: sarsa_target(rewards, values, mask, gamma),
 }

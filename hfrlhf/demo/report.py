@@ -29,8 +29,8 @@ SHOWN = 6  # samples on the screen and on the card
 
 REMARKS = """\
 A tiny model of a made-up village, which learned to write the letters its people like. It was first trained on letters
-of all kinds (SFT), then by PPO on the scores of a reward model, which had seen nothing but pairs of letters and which
-of the two was preferred. It knows some 200 words and nothing else: its use is to show that the machinery works.
+of all kinds (SFT), then by {method} on the scores of a reward model, which had seen nothing but pairs of letters and
+which of the two was preferred. It knows some 200 words and nothing else: its use is to show that the machinery works.
 
 The village's real preference, "gold", judges the result on {prompts} prompts that no stage was trained on, one letter
 of each model per prompt; it was never a reward. A win is a letter that gold likes better than the SFT model's, a tie ½.
@@ -91,14 +91,15 @@ def write_report(folder: Path, metrics: dict[str, Any], samples: list[dict], log
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     lines = [json.dumps(sample) + "\n" for sample in samples]
     (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "samples.md").write_text(_markdown(samples), encoding="utf-8")
+    (folder / "samples.md").write_text(_markdown(samples, metrics["method"]), encoding="utf-8")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     facts = CardFacts(
         model_name=str(folder / "policy"),
         task="text-generation",
         base_model=str(folder / "sft"),
-        remarks=REMARKS.format(prompts=len(samples)),
-        samples=[_shown(sample) for sample in samples[:SHOWN]],
+        method=metrics["method"],
+        remarks=REMARKS.format(prompts=len(samples), method=metrics["method"]),
+        samples=[_shown(sample, metrics["method"]) for sample in samples[:SHOWN]],
         metrics=numbers,
         figures=["curves.png"],
         command=command,
@@ -112,9 +113,10 @@ def print_report(folder: Path, metrics: dict[str, Any], samples: list[dict]) -> 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    table = Table(*_shown(samples[0]), title="Letters before and after PPO", show_lines=True)
+    method = metrics["method"]
+    table = Table(*_shown(samples[0], method), title=f"Letters before and after {method}", show_lines=True)
     for sample in samples[:SHOWN]:
-        table.add_row(*(plain(cell) for cell in _shown(sample).values()))
+        table.add_row(*(plain(cell) for cell in _shown(sample, method).values()))
     console.print(table)
     m = metrics
     console.print(
@@ -138,18 +140,19 @@ def print_report(folder: Path, metrics: dict[str, Any], samples: list[dict]) -> 
     )
 
 
-def _shown(sample: Mapping[str, Any]) -> dict[str, str]:
+def _shown(sample: Mapping[str, Any], method: str) -> dict[str, str]:
     """The columns that a person reads."""
     numbers = {when: f"{sample[f'gold_{when}']:.2f} / {sample[f'score_{when}']:.2f}" for when in ("before", "after")}
     return {
         "prompt": sample["prompt"],
         "SFT model": sample["letter_before"].strip(),
         "gold / reward": numbers["before"],
-        "after PPO": sample["letter_after"].strip(),
+        f"after {method}": sample["letter_after"].strip(),
         "gold / reward ": numbers["after"],
     }
 
 
-def _markdown(samples: list[dict]) -> str:
-    rows = [list(_shown(samples[0])), ["---"] * 5, *(_shown(sample).values() for sample in samples)]
+def _markdown(samples: list[dict], method: str) -> str:
+    shown = [_shown(sample, method) for sample in samples]
+    rows = [list(shown[0]), ["---"] * 5, *(sample.values() for sample in shown)]
     return "".join(f"| {' | '.join(cell if cell == '---' else escape(cell) for cell in row)} |\n" for row in rows)

@@ -63,9 +63,10 @@ def run_demo(
             if clock.speaks:
                 metrics, samples = report.compare(folder, prompts.test, settings)
         if clock.speaks:
-            metrics |= {"reward_accuracy": accuracy, "seed": settings["seed"], **clock.facts()}
-            report.write_report(folder, metrics, samples, log, " ".join(["python", *sys.argv]))
-            report.print_report(folder, metrics, samples)
+            facts = {"method": stages.method(settings), "reward_accuracy": accuracy, "seed": settings["seed"]}
+            told = {**metrics, **facts, **clock.facts()}
+            report.write_report(folder, told, samples, log, " ".join(["python", *sys.argv]))
+            report.print_report(folder, told, samples)
     return folder
 
 

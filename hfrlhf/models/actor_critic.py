@@ -8,6 +8,7 @@ tensor of [B,T,V] is ever stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,15 @@ class ActorCritic(nn.Module):
         Args:
             rollout: what to evaluate.
             need_entropy: skip the entropy where nobody uses it.
-            detach_trunk: let no gradient of the value loss reach a shared trunk (critic warm-up).
+            detach_trunk: only the critic learns: no gradient reaches policy or trunk, and none is computed there.
             need_expected_values: also the largest and the mean action value of each state (Q heads only).
         """
         lm = causal_lm(self.policy)
         states = ResponseStates.of(rollout)
-        trunk = states.run(backbone_of(lm))
-        logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy)
-        values = self._values(states, trunk.detach() if detach_trunk else trunk)
+        with torch.no_grad() if detach_trunk else nullcontext():
+            trunk = states.run(backbone_of(lm))
+            logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy)
+        values = self._values(states, trunk)
         if need_expected_values:
             best, mean = states.best_and_expected_values(lm, trunk, self.value_head, self.temperature)
             values |= {"best_values": best, "expected_values": mean}

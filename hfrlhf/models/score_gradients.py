@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.masking import at_least_float32
 from ..experience import Rollout
 
 
@@ -28,5 +29,5 @@ def score_gradient_sq_norms(actor_critic: Any, rollout: Rollout, parameters: Seq
         with torch.enable_grad():
             logprob = actor_critic(row, need_entropy=False).logprobs.sum()
             gradients = torch.autograd.grad(logprob, parameters, materialize_grads=True)
-        norms.append(torch.stack([gradient.square().sum() for gradient in gradients]).sum().cpu())
+        norms.append(torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients]).sum().cpu())
     return torch.stack(norms)

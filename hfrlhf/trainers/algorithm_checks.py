@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from ..algorithms import Algorithm
+import torch
+
+from ..algorithms import ALGORITHMS, Algorithm
+from ..core.advantages import PSI, PsiOptions
+from ..core.policy_losses import POLICY_LOSSES, PolicyLossOptions
 
 # What only a critic uses, and the value that says "not set".
-CRITIC_FIELDS = {"vf_coef": None, "value_learning_rate": None, "critic_warmup_rollouts": 0}
+CRITIC_FIELDS = {"vf_coef": None, "value_learning_rate": None, "critic_warmup_rollouts": 0, "clip_range_value": 0.2}
+
+# Settings that some Ψ and losses read, by the option they read it from, and the value that says "not set".
+OPTION_FIELDS = {
+    "gae_lambda": ("gae_lambda", 0.95),
+    "n_step": ("n_step", 5),
+    "exclude_self": ("exclude_self", False),
+    "bootstrap_truncated": ("bootstrap_values", False),
+    "clip_range": ("clip_low", 0.2),
+    "clip_range_high": ("clip_high", None),
+    "dual_clip": ("dual_clip", None),
+    "penalty_target": ("penalty_coef", 0.01),
+}
 
 # Which trainer knows which update.
 TRAINERS = {
@@ -38,6 +55,55 @@ def check_algorithm(args: Any, row: Algorithm) -> None:
             "use at least 2, typically 4 to 16"
         )
     _check_critic(args, row)
+    read = options_read(row)
+    for field, (option, unset) in OPTION_FIELDS.items():
+        if option not in read and getattr(args, field) != unset:
+            readers = [other for other, r in ALGORITHMS.items() if option in options_read(r)]
+            raise ValueError(
+                f"`{field}={getattr(args, field)!r}` would do nothing in `algorithm={name!r}`; leave it out, or use "
+                f"one of {', '.join(readers)}"
+            )
+
+
+class _Watched:
+    """Options that remember which of them were read."""
+
+    def __init__(self, options: Any) -> None:
+        self._options, self.read = options, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self._options, name)
+
+
+@cache
+def options_read(row: Algorithm) -> frozenset[str]:
+    """Which options an algorithm's Ψ and loss look at, found by letting them work on two responses of two tokens."""
+    ones, rows = torch.ones(2, 2), torch.ones(2)
+    tensors: dict[str, Any] = {"bootstrap_values": rows, "grad_sq_norms": rows, "best_values": ones}
+    psi_options: Any = _Watched(PsiOptions(group_size=2, expected_values=ones, **tensors))
+    loss_options: Any = _Watched(PolicyLossOptions())
+    psi = PSI[row.psi](ones, ones, ones.bool(), psi_options)
+    POLICY_LOSSES[row.loss](ones, ones, psi, loss_options)
+    return frozenset(psi_options.read | loss_options.read)
+
+
+def check_steps(args: Any, row: Algorithm) -> None:
+    """Refuse what the batch arithmetic of the settings leaves no room for.
+
+    Raises:
+        ValueError: `target_kl` where there is no second step to stop, or a baseline over a batch of one.
+    """
+    if args.target_kl is not None and args.policy_steps_per_rollout == 1:
+        raise ValueError(
+            f"`target_kl={args.target_kl!r}` stops the later steps on a rollout, but `algorithm={args.algorithm!r}` "
+            "takes only one here; leave it out, or raise `num_ppo_epochs` of an algorithm that allows it"
+        )
+    if "batch" in row.needs and args.episodes_per_rollout < 2:
+        raise ValueError(
+            f"`algorithm={args.algorithm!r}` compares the episodes of a rollout, but `rollout_batch_size="
+            f"{args.episodes_per_rollout}`; use at least 2, typically 32 or more"
+        )
 
 
 def _check_critic(args: Any, row: Algorithm) -> None:
@@ -50,11 +116,6 @@ def _check_critic(args: Any, row: Algorithm) -> None:
     if row.critic is None and row.update == "gradient" and args.value_epochs:
         raise ValueError(
             f"`algorithm={args.algorithm!r}` has no critic, so `value_epochs={args.value_epochs}` would do nothing"
-        )
-    if row.critic == "Q" and args.bootstrap_truncated:
-        raise ValueError(
-            f"`algorithm={args.algorithm!r}` learns action values, and no action follows a cut-off response; leave "
-            "`bootstrap_truncated` off"
         )
 
 

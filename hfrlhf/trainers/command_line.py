@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,18 +84,26 @@ def _split_config(arguments: Sequence[str]) -> list[str]:
 
 
 def value_given(name: str, argv: Sequence[str] | None = None) -> str | None:
-    """What an option is set to, before anything is parsed: on the command line, else in the file of `--config`."""
+    """What an option is set to, before anything is parsed: on the command line, else in the file of `--config`.
+
+    Raises:
+        SystemExit: the option stands there without a value.
+    """
     arguments = _split_config(sys.argv[1:] if argv is None else argv)
     given = None
     for i, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option == f"--{name}":
             given = value if equals else "".join(arguments[i + 1 : i + 2])
+            if not given or given.startswith("--"):
+                raise SystemExit(f"--{name} needs a value, as in --{name} NAME")
     return given or _settings_in(arguments).get(name)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first row is its heading, as wide as it needs to be."""
+    """A table whose first row is its heading, as wide as it needs to be; printed by the first process alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     table = Table(*rows[0], box=box.SIMPLE_HEAD)
     for row in rows[1:]:
         table.add_row(*map(escape, row))

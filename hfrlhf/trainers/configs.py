@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
 from ..core.policy_losses import PolicyLossOptions
-from .algorithm_checks import check_algorithm
+from .algorithm_checks import check_algorithm, check_steps
 from .reward_config import RewardConfig
 from .setting_checks import check_ranges
 
@@ -161,6 +161,7 @@ class PolicyGradientConfig(TrainingArguments):
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()
         self._settle_batches()
+        check_steps(self, algorithm_named(self.algorithm))
         self._check_kl()
         if self.save_only_model:
             warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
@@ -306,6 +307,10 @@ class TRPOConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.algorithm == "natural_policy_gradient" and self.max_backtracks != 10:
+            raise ValueError(
+                "`max_backtracks` would do nothing: 'natural_policy_gradient' has no line search; use 'trpo'"
+            )
         refused = {"ent_coef": 0.0, "target_kl": None, "kl_in": "reward", "fp16": False}
         for name, only in refused.items():
             if getattr(self, name) != only:

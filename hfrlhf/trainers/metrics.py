@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..core.kl import kl_penalty
 from ..core.masking import masked_mean, masked_sum
-from ..core.value_losses import explained_variance
 from ..experience import EvaluatedRollout
 
 
@@ -63,9 +62,7 @@ def objectives(seen: EvaluatedRollout) -> dict[str, float]:
     }
 
 
-def rollout_metrics(
-    seen: EvaluatedRollout, rewards: Tensor, returns: Tensor, kl_coef: float, sources: list[str]
-) -> dict[str, float]:
+def rollout_metrics(seen: EvaluatedRollout, rewards: Tensor, kl_coef: float, sources: list[str]) -> dict[str, float]:
     """The metrics of one rollout, over all processes.
 
     `objective/rlhf_reward` is the mean Σ_t r_t before any whitening, `policy/sampler_mismatch` the mean absolute
@@ -79,7 +76,6 @@ def rollout_metrics(
         | {
             "policy/sampler_mismatch": float(mismatch),
             "objective/rlhf_reward": float(masked_sum(rewards, seen.action_mask, -1).mean()),
-            "value/explained_variance": float(explained_variance(seen.values, returns, seen.action_mask)),
             "kl_coef": kl_coef,
         }
     )

@@ -20,7 +20,13 @@ from ..core.kl_coefficients import PenaltyCoefficient, kl_coefficient
 from ..core.masking import at_least_float32, masked_sum, masked_whiten
 from ..core.policy_losses import POLICY_LOSSES, PolicyLossOptions, approx_kl, clip_fraction, ratio
 from ..core.reward_shaping import RunningMoments, clip_scores, missing_eos, token_rewards
-from ..core.value_losses import CRITIC_TARGETS, clipped_squared_error, squared_error, value_clip_fraction
+from ..core.value_losses import (
+    CRITIC_TARGETS,
+    clipped_squared_error,
+    explained_variance,
+    squared_error,
+    value_clip_fraction,
+)
 from ..data.prompts import prepare_prompts
 from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
@@ -146,6 +152,8 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
                 source.model.to(args.device)
         if "gradient_norms" in self.algorithm.needs:
             check_unsharded(self.accelerator, args.algorithm, "a gradient per response")
+        if self.algorithm.critic == "Q":
+            check_unsharded(self.accelerator, args.algorithm, "single rows of the Q head, so")
         self.start_loop()
         show_on_bar(self, {name: short for name, (short, _) in WATCHED.items()})
 
@@ -217,10 +225,12 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         rewards = token_rewards(self.shape_scores(seen), kl, in_reward, mask)
         shaped = masked_whiten(rewards, mask, shift_mean=False) if args.whiten_rewards else rewards
         psi = PSI[self.algorithm.psi](shaped, seen.values, mask, self.psi_options(seen))
-        returns = CRITIC_TARGETS[self.algorithm.critic or "V"](psi, shaped, seen.values, mask, args.gamma)
+        returns = CRITIC_TARGETS[self.algorithm.critic](psi, shaped, seen.values, mask, args.gamma)
         advantages = masked_whiten(psi, mask) if args.whiten_advantages else psi
         sources = [source.name for source in self.reward.sources]
-        self.metrics.update(rollout_metrics(seen, rewards, returns, self.kl_coef.coef, sources))
+        self.metrics.update(rollout_metrics(seen, rewards, self.kl_coef.coef, sources))
+        if self.algorithm.critic:
+            self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},

@@ -180,8 +180,13 @@ class RolloutLoop(RunState):
         return loss.detach()
 
     def whole_model_rests(self: Any) -> bool:
-        """Whether nothing at all learns in this step: the cycle was stopped and there is no critic apart."""
-        return self.cycle.stopped and self.unwrapped().value_model is None
+        """Whether nothing at all learns in this step: the cycle was stopped, and the critic's trunk with it."""
+        return self.trunk_rests and self.unwrapped().value_model is None
+
+    @property
+    def trunk_rests(self: Any) -> bool:
+        """Whether `target_kl` has stopped a step of policy and critic together; the critic's own passes go on."""
+        return self.cycle.stopped and not self.only_critic_learns
 
     def finish_step(self: Any, loss: Tensor) -> Tensor:
         """After the last micro-batch of a step: metrics, `target_kl`, and no gradient for a policy that rests."""
@@ -197,7 +202,7 @@ class RolloutLoop(RunState):
         self.sums = {}
         if self.policy_rests:
             # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
-            self.unwrapped().stop_policy_gradients(whole=self.cycle.stopped)
+            self.unwrapped().stop_policy_gradients(whole=self.trunk_rests)
         self._skip_broken_update()
         if self.step_in_cycle == self.args.steps_per_rollout - 1:
             self._finish_cycle()
@@ -218,7 +223,6 @@ class RolloutLoop(RunState):
         if not self.warming_up:
             kl = masked_sum(kl_penalty(seen.old_logprobs, seen.ref_logprobs, "k1"), seen.action_mask, -1)
             self.kl_coef.update(float(kl.mean()), len(seen))
-        self._note_times()
 
     def _mean_over_processes(self: Any, value: float) -> float:
         return float(self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean"))
@@ -235,7 +239,8 @@ class RolloutLoop(RunState):
         alone = self.step_in_cycle >= args.policy_steps_per_rollout  # the policy's part of the cycle is over
         self.metrics.update({name: x for name, x in means.items() if not (alone and name.startswith("policy/"))})
         if self.step_in_cycle == 0:
-            check_first_ratio(deviation, args.bf16 or args.fp16 or self.unwrapped().policy.dtype != torch.float32)
+            is_half = args.bf16 or args.fp16 or self.unwrapped().policy.dtype.itemsize < 4
+            check_first_ratio(deviation, is_half)
         if self.state.global_step == 0 and self.is_world_process_zero():
             print(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
         if args.target_kl is not None and not alone and kl > 1.5 * args.target_kl and not self.cycle.stopped:
@@ -250,11 +255,13 @@ class RolloutLoop(RunState):
 
     @torch.no_grad()
     def after_cycle(self: Any) -> None:
-        """After the last optimiser step of a rollout: the penalty of PPO-Penalty follows how far the policy moved.
+        """After the last optimiser step of a rollout: its times; the penalty of PPO-Penalty follows the policy's move.
 
         The mean over all tokens of the rollout of [(ρ − 1) − log ρ], with the policy as it is now (SPEC §6.4).
         """
-        if "penalty" not in self.algorithm.needs:
+        self._note_times()
+        warmed_up = self.rollout_index > self.args.critic_warmup_rollouts  # the counter is at the next one already
+        if "penalty" not in self.algorithm.needs or not warmed_up:
             return
         self.model.eval()
         seen = self.cycle.experience
@@ -263,7 +270,7 @@ class RolloutLoop(RunState):
         for rows in chunks_by_length(mine.lengths, self.args.max_tokens_per_micro_batch):
             chunk = mine.select(rows).to(self.args.device)
             with self.accelerator.autocast():
-                logprobs = self.unwrapped()(chunk, need_entropy=False).logprobs
+                logprobs = self.model(chunk, need_entropy=False).logprobs
             total += masked_sum(approx_kl(logprobs, chunk.old_logprobs), chunk.action_mask)
         kl = float(self.accelerator.reduce(total, "sum")) / max(1, int(seen.action_mask.sum()))
         self.metrics.update({"policy/kl_after": kl, "policy/penalty_coef": self.penalty.coef})

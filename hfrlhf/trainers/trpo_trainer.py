@@ -87,8 +87,8 @@ class TRPOTrainer(PolicyGradientTrainer):
         )
         if search.step is None:
             logger.warning(
-                f"step {self.state.global_step}: none of {len(search.trials)} steps kept to max_kl={self.args.max_kl} "
-                "and improved the surrogate; the policy stays as it is"
+                f"step {self.state.global_step}: of {len(search.trials)} steps tried none was finite, kept to "
+                f"max_kl={self.args.max_kl} and improved the surrogate; the policy stays as it is"
             )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.kl import exact_kl
-from ..core.masking import masked_sum
+from ..core.masking import at_least_float32, masked_sum
 from ..core.policy_losses import POLICY_LOSSES
 from ..core.trust_region import fisher_vector_product, flatten, unflatten
 from ..experience import Experience, chunks_by_length
@@ -49,7 +49,7 @@ class TrustRegionProblem:
 
     def gradient(self) -> Tensor:
         """[P] g, the gradient of the surrogate at θ_old."""
-        total = torch.zeros_like(flatten(self.old))
+        total = torch.zeros_like(at_least_float32(flatten(self.old)))
         for chunk in self.chunks:
             with self.trainer.accelerator.autocast():
                 logprobs = self.actor_critic(chunk, need_entropy=False).logprobs
@@ -69,7 +69,7 @@ class TrustRegionProblem:
     @torch.no_grad()
     def evaluate(self, step: Tensor) -> tuple[float, float]:
         """Surrogate and mean KL(π_old ‖ π_θ) in nats per token, with the parameters moved by a step [P]."""
-        total = torch.zeros(2, dtype=torch.float64, device=step.device)
+        total = torch.zeros(2, dtype=step.dtype, device=step.device)
         for chunk in self.chunks:
             kl, logprobs = self._moved_chunk(chunk, step)
             total += torch.stack([self._surrogate(logprobs, chunk) / self.items, kl / self.tokens])
@@ -81,7 +81,7 @@ class TrustRegionProblem:
     def move(self, step: Tensor) -> None:
         """Leave the parameters where a step [P] leads."""
         for parameter, piece in zip(self.parameters, unflatten(step, self.old), strict=True):
-            parameter.data.add_(piece)
+            parameter.data.copy_(parameter.data + piece)
 
     @contextmanager
     def moved(self, step: Tensor) -> Iterator[None]:
@@ -89,7 +89,7 @@ class TrustRegionProblem:
         pieces = unflatten(step, self.old)
         try:
             for parameter, old, piece in zip(self.parameters, self.old, pieces, strict=True):
-                parameter.data = old + piece
+                parameter.data = (old + piece).to(old.dtype)  # rounded as it would be if the step were taken
             yield
         finally:
             for parameter, old in zip(self.parameters, self.old, strict=True):

@@ -207,3 +207,5 @@ def test_another_algorithm_gets_as_many_episodes(tmp_path, algorithm, steps):
     saved = json.loads((folder / "policy" / "training_args.json").read_text())
     assert saved["algorithm"] == algorithm
     assert algorithm in metrics["stage_seconds"]
+    card = (folder / "README.md").read_text()
+    assert f"Trained with {algorithm}" in card.replace("\\", "") and "PPO" not in card.replace("-PPO", "")

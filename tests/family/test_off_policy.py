@@ -11,6 +11,7 @@ from tests.family.enumeration import moved, relative_error
 from tests.family.estimators import BETA, psi, shaped_rewards
 
 EXACT, GAMMA = 1e-8, 0.9
+EXACT_ROWS = {"sequence_weighted": "total_return", "per_decision_weighted": "discounted_rewards"}
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,29 @@ def test_the_ratio_is_exact_for_a_single_token(one_token):
 def test_the_rewards_do_not_move(elsewhere):
     # What (c) is about: the reward is a number given with the episode, also its part −β·log(π_old/π_ref).
     torch.testing.assert_close(shaped_rewards(elsewhere.world), elsewhere.world.rewards(BETA), rtol=0, atol=1e-14)
+
+
+def _with_scores_alone(made, loss):
+    """What `loss` gives and ∇J(θ) where the reward is the score alone."""
+    found = made.found(loss, psi(made.world, EXACT_ROWS[loss], rewards=shaped_rewards(made.world, beta=0.0)))
+    return found, made.world.true_gradient(0.0, 1.0, made.model)
+
+
+@pytest.mark.parametrize("loss", EXACT_ROWS)
+def test_of_the_score_alone_the_gradient_is_that_of_the_objective_itself(elsewhere, loss):
+    """No KL in the reward: nothing in it moves with θ, and the weights give ∇J(θ)."""
+    assert relative_error(*_with_scores_alone(elsewhere, loss)) < EXACT
+
+
+@pytest.mark.parametrize("loss", EXACT_ROWS)
+def test_a_kl_in_the_reward_stays_that_of_the_policy_that_sampled(elsewhere, loss):
+    """Rewards are formed once per rollout, so the KL in them is π_old's. What is missing of ∇J(θ) is
+    −β·E[(log π_θ/π_old)·∇log π]: 80 % here, where θ has moved far."""
+    world = elsewhere.world
+    found = elsewhere.found(loss, psi(world, EXACT_ROWS[loss]))
+    whole = world.true_gradient(BETA, 1.0, elsewhere.model)
+    logprobs = world.taken(world.log_policy(elsewhere.model))
+    since = (logprobs - world.logprobs).sum(-1).detach()
+    missing = -BETA * world.gradient((world.chances(logprobs) * since).sum(), elsewhere.model)
+    assert relative_error(found + missing, whole) < EXACT
+    assert 0.7 < relative_error(found, whole) < 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM
+
+from hfrlhf.algorithms import ALGORITHMS
+from hfrlhf.trainers.command_line import value_given
+from hfrlhf.trainers.family import family_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,3 +78,27 @@ def test_an_unknown_algorithm_lists_the_names_and_the_nearest():
 def test_the_help_of_trpo_has_its_settings():
     shown = run_recipe("--algorithm", "trpo", "--help").stdout
     assert "--max_kl" in shown and "--cg_damping" in shown and "--value_epochs" in shown
+
+
+@pytest.mark.parametrize("argv", [["--algorithm"], ["--algorithm", "--help"], ["--algorithm="]])
+def test_an_option_without_its_value_says_so(argv):
+    with pytest.raises(SystemExit, match="--algorithm needs a value"):
+        value_given("algorithm", argv)
+
+
+def test_the_command_line_wins_over_the_file(settings):
+    assert value_given("algorithm", ["--config", str(settings)]) == "rloo"
+    assert value_given("algorithm", ["--config", str(settings), "--algorithm", "trpo"]) == "trpo"
+    assert value_given("algorithm", [f"--config={settings}", "--algorithm=a2c"]) == "a2c"
+    assert value_given("algorithm", ["--seed", "1"]) is None
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_configuration_of_the_readme_suits_every_algorithm(algorithm, tmp_path):
+    values = yaml.safe_load((ROOT / "recipes" / "configs" / "family_reviews.yaml").read_text())
+    config, _ = family_of(algorithm)
+    names = {field.name for field in dataclasses.fields(config)}
+    groups = {"num_generations": 4} if "groups" in ALGORITHMS[algorithm].needs else {}
+    settings = {name: value for name, value in values.items() if name in names}
+    built = config(**settings | groups | {"algorithm": algorithm, "output_dir": str(tmp_path)})
+    assert built.num_ppo_epochs == ALGORITHMS[algorithm].epochs and built.num_mini_batches == 1

@@ -74,12 +74,23 @@ def test_settings(tmp_path, changes, message):
         ("gae_actor_critic", {"gamma": 1.5}, "gamma"),
         ("gae_actor_critic", {"gae_lambda": 1.5}, "gae_lambda"),
         ("vpg", {"value_epochs": -1}, "value_epochs"),
+        ("vpg", {"bootstrap_truncated": True}, "would do nothing in `algorithm='vpg'`.*td_actor_critic, a2c"),
+        ("vpg", {"gae_lambda": 0.9}, "`gae_lambda=0.9` would do nothing"),
+        ("vpg", {"dual_clip": 3.0}, "one of grpo, ppo_clip"),
+        ("vpg", {"clip_range_high": 0.3}, "would do nothing"),
+        ("vpg", {"target_kl": 0.1}, "takes only one here"),
+        ("ppo_clip", {"target_kl": 0.1, "num_ppo_epochs": 1}, "takes only one here"),
+        ("reinforce", {"exclude_self": True}, "one of reinforce_constant, "),
+        ("reinforce", {"clip_range_value": 0.1}, "has no critic"),
+        ("gae_actor_critic", {"n_step": 3}, "one of a2c"),
+        ("ppo_clip", {"penalty_target": 0.1}, "one of ppo_penalty"),
+        ("reinforce_constant", {"rollout_batch_size": 1}, "at least 2, typically 32"),
     ],
 )
 def test_settings_that_do_not_go_with_the_algorithm(tmp_path, algorithm, changes, message):
     with pytest.raises(ValueError, match=message):
         PolicyGradientConfig(
-            output_dir=str(tmp_path), algorithm=algorithm, use_cpu=True, rollout_batch_size=8, **changes
+            **{"output_dir": str(tmp_path), "algorithm": algorithm, "use_cpu": True, "rollout_batch_size": 8} | changes
         )
 
 
@@ -94,6 +105,7 @@ def test_settings_that_do_not_go_with_the_algorithm(tmp_path, algorithm, changes
         ({"cg_iterations": 2.5}, "whole number"),
         ({"cg_damping": -0.1}, "cg_damping"),
         ({"max_backtracks": 0}, "max_backtracks"),
+        ({"max_backtracks": 5, "algorithm": "natural_policy_gradient"}, "no line search"),
         ({"ent_coef": 0.01}, "ent_coef"),
         ({"target_kl": 0.01}, "target_kl"),
         ({"kl_in": "loss"}, "kl_in"),

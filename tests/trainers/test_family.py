@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ def test_value_epochs_move_the_critic_alone(tiny_model_folder, tmp_path, critic)
         changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         value = {"value_model" if critic == "apart" else "value_head"}
         assert changed == (value | {"policy"} if step % 4 == 0 else value), step
+
+
+def test_value_epochs_go_on_when_target_kl_has_stopped_the_policy(tiny_model_folder, tmp_path):
+    built = family_trainer(
+        *(str(tiny_model_folder), tmp_path, "ppo_clip"), target_kl=1e-9, num_ppo_epochs=3, value_epochs=3, max_steps=6
+    )
+    seen, original = [], built.get_batch_samples
+    built.get_batch_samples = lambda *a: (seen.append(parameters(built)), original(*a))[1]
+    built.train()
+    seen.append(parameters(built))
+    changed = [
+        {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])} for a, b in itertools.pairwise(seen)
+    ]
+    assert changed[0] == {"policy", "value_head"} and changed[2] == set()
+    assert changed[3:] == [{"value_head"}] * 3
 
 
 def test_value_epochs_leave_the_policys_numbers_of_the_log_alone(tiny_model_folder, tmp_path):
@@ -233,6 +249,16 @@ def test_the_penalty_coefficient_follows_the_kl_after_the_epochs(tiny_model_fold
         assert row["policy/penalty_coef"] == coefficient
         coefficient *= 2.0 if kl > 1.5 * 3e-3 else 0.5 if kl < 3e-3 / 1.5 else 1.0
     assert built.penalty.coef == coefficient != 1.0
+
+
+def test_the_penalty_coefficient_waits_for_the_critics_warm_up(tiny_model_folder, tmp_path):
+    """While the policy rests its KL is 0, which says nothing about the penalty."""
+    built = family_trainer(
+        str(tiny_model_folder), tmp_path, "ppo_penalty", critic_warmup_rollouts=2, max_steps=12, num_ppo_epochs=4
+    )
+    built.train()
+    coefficients = [row.get("policy/penalty_coef") for row in training_logs(built)]
+    assert coefficients == [None, None, 1.0]
 
 
 # ---- Epochs over one rollout ------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[lis
         {"algorithm": "ppo_penalty", "penalty_target": 1e-3},
         {"algorithm": "reinforce_minimal_variance"},
         {"algorithm": "expected_baseline_actor_critic", "value_learning_rate": 3.0},
-        {"algorithm": "rloo", "num_generations": 4},
+        {"algorithm": "rloo", "num_generations": 8},  # the one group of each rollout lies on both processes
     ],
     ids=lambda c: c.get("algorithm") or ", ".join(c) or "plain",
 )
