@@ -318,7 +318,7 @@ def shown(values: list[float]) -> str:
 
 
 def print_tables(facts: dict[str, Any]) -> None:
-    """Markdown tables of both rewards."""
+    """Markdown: each Ψ with both rewards, then the expected order."""
     for reward, found in facts["rewards"].items():
         v, q = (found["explained"][critic] for critic in "VQ")
         print(f"\nReward {reward}; explained variance V {v:.2f}, Q {q:.2f}\n")
@@ -327,10 +327,14 @@ def print_tables(facts: dict[str, Any]) -> None:
             cells = [shown(row[column]) for column in ("variance", "noise_to_signal")]
             cells.append("–" if row["noise_to_signal"][2] > UNRESOLVED else shown(row["cosine"]))
             print(f"| `{name}` | {(PSI[name].__doc__ or '').strip()} | {' | '.join(cells)} |".replace("‖g‖²", "w"))
-        print("\n| smaller | than | because | ratio of tr Cov | measured |\n| --- | --- | --- | --- | --- |")
-        for row in found["order"]:
-            measured = f"{shown(row['ratio'])} | {verdict(row['ratio'])}"
-            print(f"| `{row['smaller']}` | `{row['larger']}` | {row['why']} | {measured} |")
+    rewards = list(facts["rewards"])
+    print(f"\n| smaller | than | because | {' | '.join(f'{r}: ratio | measured' for r in rewards)} |")
+    print("| --- " * (3 + 2 * len(rewards)) + "|")
+    for rows in zip(*(facts["rewards"][reward]["order"] for reward in rewards), strict=True):
+        cells = [f"`{rows[0]['smaller']}`", f"`{rows[0]['larger']}`", rows[0]["why"]]
+        for row in rows:
+            cells += [shown(row["ratio"]), verdict(row["ratio"])]
+        print(f"| {' | '.join(cells)} |")
 
 
 COLOURS = {"no critic": "#2b6cb0", "V": "#b7791f", "Q": "#805ad5"}
