@@ -322,11 +322,12 @@ def print_tables(facts: dict[str, Any]) -> None:
     for reward, found in facts["rewards"].items():
         v, q = (found["explained"][critic] for critic in "VQ")
         print(f"\nReward {reward}; explained variance V {v:.2f}, Q {q:.2f}\n")
-        print("| Ψ | | tr Cov | tr Cov / ‖μ‖² | cosine |\n| --- | --- | --- | --- | --- |")
+        print("| Ψ | formula | tr Cov | tr Cov / ‖μ‖² | cosine |\n| --- | --- | --- | --- | --- |")
         for name, row in found["rows"].items():
             cells = [shown(row[column]) for column in ("variance", "noise_to_signal")]
             cells.append("–" if row["noise_to_signal"][2] > UNRESOLVED else shown(row["cosine"]))
-            print(f"| `{name}` | {(PSI[name].__doc__ or '').strip()} | {' | '.join(cells)} |".replace("‖g‖²", "w"))
+            formula = (PSI[name].__doc__ or "").strip().replace("|", "\\|")
+            print(f"| `{name}` | {formula} | {' | '.join(cells)} |")
     rewards = list(facts["rewards"])
     print(f"\n| smaller | than | because | {' | '.join(f'{r}: ratio | measured' for r in rewards)} |")
     print("| --- " * (3 + 2 * len(rewards)) + "|")
