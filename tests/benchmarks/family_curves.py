@@ -49,7 +49,6 @@ EPISODES, EVALUATE_EVERY, HELD_OUT_COPIES = 6144, 512, 16
 COMMON = {
     "max_completion_length": LENGTH,
     "kl_coef": 0.02,
-    "clip_range_value": None,
     "lr_scheduler_type": "constant",
     "max_grad_norm": 1.0,
     "eval_strategy": "steps",
@@ -61,16 +60,21 @@ COMMON = {
 }
 # One setting for each way of using a rollout, none for a single algorithm.
 ONE_STEP = {"rollout_batch_size": 64, "learning_rate": 3e-3}
-SEVERAL_STEPS = {"rollout_batch_size": 128, "num_mini_batches": 2, "learning_rate": 1e-3, "penalty_target": 0.05}
+SEVERAL_STEPS = {"rollout_batch_size": 128, "num_mini_batches": 2, "learning_rate": 1e-3}
 SHORT_SEARCH = {"cg_iterations": 3, "cg_damping": 0.03}
 NATURAL = {"rollout_batch_size": 128, "value_epochs": 4, "learning_rate": 3e-3, "max_kl": 0.2, **SHORT_SEARCH}
-GROUP = {"num_generations": 4}
+# What only some algorithms read.
+NEEDS = {"groups": {"num_generations": 4}, "penalty": {"penalty_target": 0.05}}
+CRITIC = {"clip_range_value": None}
 
 
 def settings_of(row: Algorithm) -> dict[str, Any]:
-    """The settings of an algorithm's kind."""
+    """The settings of an algorithm's kind, and of what it needs."""
     kind = NATURAL if row.update != "gradient" else ONE_STEP if row.epochs == 1 else SEVERAL_STEPS
-    return {**COMMON, **kind, **(GROUP if "groups" in row.needs else {})}
+    settings = {**COMMON, **kind, **(CRITIC if row.critic else {})}
+    for need in row.needs:
+        settings |= NEEDS.get(need, {})
+    return settings
 
 
 # ---- The world ------------------------------------------------------------------------------------------------------
