@@ -71,7 +71,7 @@ CRITIC = {"clip_range_value": None}
 def settings_of(row: Algorithm) -> dict[str, Any]:
     """The settings of an algorithm's kind, and of what it needs."""
     kind = NATURAL if row.update != "gradient" else ONE_STEP if row.epochs == 1 else SEVERAL_STEPS
-    settings = {**COMMON, **kind, **(CRITIC if row.critic else {})}
+    settings: dict[str, Any] = {**COMMON, **kind, **(CRITIC if row.critic else {})}
     for need in row.needs:
         settings |= NEEDS.get(need, {})
     return settings
