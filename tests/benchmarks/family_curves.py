@@ -64,8 +64,8 @@ SEVERAL_STEPS = {"rollout_batch_size": 128, "num_mini_batches": 2, "learning_rat
 SHORT_SEARCH = {"cg_iterations": 3, "cg_damping": 0.03}
 NATURAL = {"rollout_batch_size": 128, "value_epochs": 4, "learning_rate": 3e-3, "max_kl": 0.2, **SHORT_SEARCH}
 # What only some algorithms read.
-NEEDS = {"groups": {"num_generations": 4}, "penalty": {"penalty_target": 0.05}}
-CRITIC = {"clip_range_value": None}
+NEEDS: dict[str, dict[str, Any]] = {"groups": {"num_generations": 4}, "penalty": {"penalty_target": 0.05}}
+CRITIC: dict[str, Any] = {"clip_range_value": None}
 
 
 def settings_of(row: Algorithm) -> dict[str, Any]:
