@@ -11,7 +11,7 @@ RESPONSES_PER_PROMPT = 4
 # What differs from PPO's settings, by how an algorithm uses a rollout.
 SEVERAL_STEPS: dict[str, Any] = {}
 # One step per rollout asks for more and smaller rollouts than PPO's; longer steps (3e-3) lead far from the SFT model.
-ONE_STEP = {"rollout_batch_size": 32, "num_ppo_epochs": 1, "num_mini_batches": 1, "learning_rate": 3e-3}
+ONE_STEP = {"rollout_batch_size": 32, "num_ppo_epochs": 1, "num_mini_batches": 1, "learning_rate": 1e-3}
 # The optimiser's step is the critic's alone; the policy's is as long as the trust region allows.
 TRUST_REGION = {
     "num_ppo_epochs": 1,
