@@ -13,20 +13,31 @@ import torch
 from torch import Tensor
 
 
-def fisher_vector_product(kl: Tensor, parameters: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """H·v without ever forming H, by differentiating the divergence twice.
+def kl_gradient(kl: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """∇_θ KL(stopgrad π_θ ‖ π_θ) with its own graph: 0 at θ = θ_old, but not its derivative.
+
+    Shapes: kl [] with a graph that can be differentiated twice -> one tensor per parameter; 0 where the KL does not
+    depend on it.
+    """
+    return list(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
+
+
+def fisher_vector_product(
+    gradient: Sequence[Tensor], parameters: Sequence[Tensor], vector: Tensor, keep_graph: bool = False
+) -> Tensor:
+    """H·v without ever forming H, by differentiating the divergence a second time.
 
         H·v = ∇_θ( ∇_θ KL(stopgrad π_θ ‖ π_θ) · v )                                                    (SPEC §6.8)
 
     At θ = θ_old the gradient of the KL is 0 and its Hessian H is the Fisher information matrix.
-    Shapes: kl [] with a graph that can be differentiated twice, parameters P numbers in all, vector [P] -> [P]. It
-    costs about two backward passes and holds their graph; parameters that the KL does not depend on get 0.
+    Shapes: gradient as `kl_gradient` gives it, parameters P numbers in all, vector [P] -> [P]. `keep_graph` where the
+    same gradient serves another product: its forward pass and first backward pass are then not done again.
     """
-    first = torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True)
-    slope = torch.stack([(g * v).sum() for g, v in zip(first, unflatten(vector, parameters), strict=True)]).sum()
+    pieces = unflatten(vector, parameters)
+    slope = torch.stack([(g * v).sum() for g, v in zip(gradient, pieces, strict=True)]).sum()
     if not slope.requires_grad:  # no parameter at all reaches the KL
         return torch.zeros_like(vector)
-    second = torch.autograd.grad(slope, parameters, materialize_grads=True)
+    second = torch.autograd.grad(slope, parameters, retain_graph=keep_graph, materialize_grads=True)
     return flatten(second)
 
 

@@ -19,6 +19,7 @@ TRUST_REGION = {
     "value_epochs": 4,
     "learning_rate": 3e-3,
     "max_kl": 0.02,
+    "cg_iterations": 5,
     "max_tokens_per_micro_batch": 8192,  # a whole rollout, so that its graph is made once for all products
 }
 

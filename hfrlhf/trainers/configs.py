@@ -300,7 +300,7 @@ class TRPOConfig(PolicyGradientConfig):
         1e-4, "Step size of the critic. Typical: 1e-5 (a model of its own) to 1e-3 (a head on the policy's trunk)."
     )
     max_kl: float = described(0.01, "δ, nats per token: how far a step may move the policy. Typical: 0.001 to 0.05.")
-    cg_iterations: int = described(10, "Fisher-vector products per step, about 3 forward passes' time each.")
+    cg_iterations: int = described(10, "Fisher-vector products per step. Typical: 5 to 20.")
     cg_damping: float = described(0.1, "Added to the Fisher matrix's diagonal. Higher: steadier, nearer the gradient.")
     max_backtracks: int = described(10, "Steps tried, each 0.8 × the last; if none will do, the policy stays.")
     value_epochs: int = described(4, "Passes in which only the critic learns, after the policy's step.")

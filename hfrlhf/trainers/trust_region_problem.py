@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core.kl import exact_kl
 from ..core.masking import at_least_float32, masked_sum
 from ..core.policy_losses import POLICY_LOSSES
-from ..core.trust_region import fisher_vector_product, flatten, unflatten
+from ..core.trust_region import fisher_vector_product, flatten, kl_gradient, unflatten
 from ..experience import Experience, chunks_by_length
 from ..models.actor_critic import ActorCritic
 from ..models.response_states import ResponseStates, causal_lm, rows_at_a_time, vocabulary_logits
@@ -45,6 +45,7 @@ class TrustRegionProblem:
         self.chunks = [mine.select(chunk).to(trainer.args.device) for chunk in chunks]
         self.tokens = max(1, int(experience.action_mask.sum()))
         self.items = len(experience) if trainer.args.loss_normalization == "episodes" else self.tokens
+        self.kept: list[Tensor] = []  # the KL's gradient with its graph, between Fisher-vector products
         self.start = 0.0  # the surrogate of the policy as it is, known once `evaluate` was asked for it
 
     def gradient(self) -> Tensor:
@@ -60,11 +61,16 @@ class TrustRegionProblem:
     def fisher_vector_product(self, vector: Tensor) -> Tensor:
         """[P] (H + damping·1)·v, with H the Hessian of the mean KL at θ_old."""
         total = torch.zeros_like(vector)
+        keep = len(self.chunks) == 1  # one graph is what a micro-batch may hold; more are made again for each product
         for chunk in self.chunks:
-            logits = self._logits(ResponseStates.of(chunk))
-            kl = exact_kl(logits.detach(), logits).sum() / self.tokens
-            total += fisher_vector_product(kl, self.parameters, vector)
+            gradient = self.kept or self._kl_gradient(chunk)
+            self.kept = gradient if keep else []
+            total += fisher_vector_product(gradient, self.parameters, vector, keep)
         return self._summed(total) + self.damping * vector
+
+    def _kl_gradient(self, chunk: Experience) -> list[Tensor]:
+        logits = self._logits(ResponseStates.of(chunk))
+        return kl_gradient(exact_kl(logits.detach(), logits).sum() / self.tokens, self.parameters)
 
     @torch.no_grad()
     def evaluate(self, step: Tensor) -> tuple[float, float]:
