@@ -32,7 +32,7 @@ class TRPOTrainer(PolicyGradientTrainer):
     Arguments are `PolicyGradientTrainer`'s, settings a `TRPOConfig`. It works on full weights or on a LoRA adapter, on
     one process or several (DDP). It keeps five vectors of the trained parameters' size and, while it multiplies with
     the Fisher matrix, the graph of a forward and a backward pass of `max_tokens_per_micro_batch` tokens, logits
-    included; where a whole rollout fits into one such pass, the graph serves every product and a step takes a third less.
+    included; where a whole rollout fits into one such pass, that graph serves every product: a third less time.
 
     Raises:
         ValueError: as `PolicyGradientTrainer`; also sharded parameters, and attention that has no second derivative.
