@@ -39,16 +39,7 @@ def metrics_of(algorithm: str, runs: Path) -> dict[str, Any]:
 
 def print_table(found: dict[str, dict[str, Any]]) -> None:
     """Markdown: what became of the letters of 256 held-out prompts."""
-    columns = (
-        "algorithm",
-        "gold before → after",
-        "win rate (95 % interval)",
-        "score",
-        "KL",
-        "ended",
-        "length",
-        "seconds",
-    )
+    columns = ("algorithm", "gold before → after", "win rate (95 %)", "score", "KL", "ended", "tokens", "distinct", "s")
     print(f"\n| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for name, m in found.items():
         training = list(m["stage_seconds"].values())[3]
@@ -60,7 +51,8 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
             f"{m['kl']:.1f}",
             f"{m['ended']:.1%}",
             f"{m['length_before']:.1f} → {m['length_after']:.1f}",
-            f"{training:.0f} of {m['seconds']:.0f}",
+            f"{m['distinct']:.0%}",
+            f"{training:.0f}",
         )
         print(f"| {' | '.join(cells)} |")
 
