@@ -58,7 +58,7 @@ ALGORITHMS = {
     "reward_to_go_time_dependent": Algorithm(
         "time_dependent_baseline", "score_function", "SPEC §3.3", needs=("batch",)
     ),
-    "rloo": Algorithm("leave_one_out", "score_function", "Ahmadian 2024; SPEC §3.3", needs=("groups",)),
+    "rloo": Algorithm("leave_one_out", "score_function", "after Ahmadian 2024, with R_t; SPEC §5", needs=("groups",)),
     "grpo": Algorithm("group_normalised", "ppo_clip", "Shao 2024; SPEC §3.3", needs=("groups",)),
     "vpg": Algorithm("value_baseline", "score_function", "Sutton 1999; SPEC §5", critic="V"),
     "td_actor_critic": Algorithm("td_error", "score_function", "Sutton 1999; SPEC §4.1", critic="V"),

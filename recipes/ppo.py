@@ -57,7 +57,10 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
     needed = {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}
     for name, value in (needed | {"reward_funcs": script.reward_funcs}).items():
         if not value:
-            raise SystemExit(f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it")
+            raise SystemExit(
+                f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it (the embedded "
+                "demo takes no settings)"
+            )
     if not args.resume_from_checkpoint:
         check_output_dir(args.output_dir)
     data = load_splits(script.dataset_name, script.dataset_config)

@@ -131,8 +131,11 @@ def plot_curves(history: list[dict[str, float]], path: Path, title: str = "") ->
     import matplotlib.pyplot as plt
 
     rows = [row for row in history if "objective/score" in row]
+    watched = {name: words for name, words in WATCHED.items() if any(name in row for row in rows)}
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), constrained_layout=True)
-    for axis, (name, (short, unit)) in zip(axes.flat, WATCHED.items(), strict=True):
+    for axis in axes.flat[len(watched) :]:
+        axis.set_axis_off()  # no critic, nothing to show of it
+    for axis, (name, (short, unit)) in zip(axes.flat, watched.items(), strict=False):
         axis.plot([row["episode"] for row in rows], [row.get(name) for row in rows], color="#2b6cb0", linewidth=1.5)
         axis.set_title(short, fontsize=10)
         if name == "objective/ended":

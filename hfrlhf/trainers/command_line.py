@@ -19,7 +19,7 @@ import yaml
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from trl import TrlParser
 
 from .configs import OLD_NAMES
@@ -57,7 +57,10 @@ def parse_command_line(
         _short_help(parser, shown).print_help()
         raise SystemExit(0)
     _refuse_unknown(parser, _names_in(arguments))
-    parsed = parser.parse_args_and_config(arguments)
+    try:
+        parsed = parser.parse_args_and_config(arguments)
+    except ValueError as error:  # settings that cannot work, or words that belong to no option
+        parser.error(str(error))
     for record in parsed:
         if str(getattr(record, "resume_from_checkpoint", None)).lower() == "true":
             record.resume_from_checkpoint = True  # the field is a path, but `True` means the newest checkpoint
@@ -101,10 +104,10 @@ def value_given(name: str, argv: Sequence[str] | None = None) -> str | None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first row is its heading, as wide as it needs to be; printed by the first process alone."""
+    """A table whose first row is its heading and whose first column is never cut; by the first process alone."""
     if os.environ.get("RANK", "0") != "0":
         return
-    table = Table(*rows[0], box=box.SIMPLE_HEAD)
+    table = Table(Column(rows[0][0], no_wrap=True), *rows[0][1:], box=box.SIMPLE_HEAD)
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     console = Console()

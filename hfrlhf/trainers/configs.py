@@ -277,9 +277,20 @@ class PolicyGradientConfig(TrainingArguments):
 
 @dataclass
 class PPOConfig(PolicyGradientConfig):
-    """Settings of `PPOTrainer`: PPO with a clipped ratio and GAE (SPEC §6.3, 4.3)."""
+    """Settings of `PPOTrainer`: PPO with GAE and a clipped ratio or an adaptive penalty (SPEC §6.3, 6.4, 4.3).
 
-    algorithm: str = described("ppo_clip", "Row of ALGORITHMS.")
+    Raises:
+        ValueError: beside what `PolicyGradientConfig` refuses: another algorithm than PPO.
+    """
+
+    algorithm: str = described("ppo_clip", "'ppo_clip', or 'ppo_penalty': an adaptive penalty in the clip's place.")
+
+    def __post_init__(self) -> None:
+        if self.algorithm in ALGORITHMS and not self.algorithm.startswith("ppo_"):
+            raise ValueError(
+                f"`algorithm={self.algorithm!r}` is not PPO; use PolicyGradientConfig (TRPOConfig for trust regions)"
+            )
+        super().__post_init__()
 
 
 @dataclass
@@ -299,14 +310,15 @@ class TRPOConfig(PolicyGradientConfig):
     learning_rate: float = described(
         1e-4, "Step size of the critic. Typical: 1e-5 (a model of its own) to 1e-3 (a head on the policy's trunk)."
     )
-    max_kl: float = described(0.01, "δ, nats per token: how far a step may move the policy. Typical: 0.001 to 0.05.")
+    max_kl: float = described(
+        0.01, "δ, nats per token: how far a step may move the policy; less, the more damping. Typical: 0.001 to 0.05."
+    )
     cg_iterations: int = described(10, "Fisher-vector products per step. Typical: 5 to 20.")
     cg_damping: float = described(0.1, "Added to the Fisher matrix's diagonal. Higher: steadier, nearer the gradient.")
     max_backtracks: int = described(10, "Steps tried, each 0.8 × the last; if none will do, the policy stays.")
     value_epochs: int = described(4, "Passes in which only the critic learns, after the policy's step.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.algorithm == "natural_policy_gradient" and self.max_backtracks != 10:
             raise ValueError(
                 "`max_backtracks` would do nothing: 'natural_policy_gradient' has no line search; use 'trpo'"
@@ -318,3 +330,4 @@ class TRPOConfig(PolicyGradientConfig):
                     f"`{name}={getattr(self, name)!r}` is no part of a trust-region step (`max_kl` bounds it, and its "
                     f"surrogate has no further terms); leave it at {only!r}, or use 'ppo_clip'"
                 )
+        super().__post_init__()

@@ -6,20 +6,31 @@ from typing import Any
 
 from peft import PeftModel
 
+from ..algorithms import algorithm_named
 from ..hub.model_card import CardFacts
+from .algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
 
 REMARKS = """\
-A language model trained by reinforcement learning: {algorithm} raised the score of its responses while β times the KL
-divergence from the model it started from was subtracted. Sample at temperature {temperature:g}; other temperatures were
+A language model trained by reinforcement learning: {algorithm} was to raise the score of its responses, less β times
+the KL divergence from the model it started from. Sample at temperature {temperature:g}; other temperatures were
 not trained for. A high score means that the reward source likes the text, not that the text is true or harmless.
 """
 
 _SHOWN = (
     *("algorithm", "learning_rate", "value_learning_rate", "rollout_batch_size", "num_generations", "num_ppo_epochs"),
     *("num_mini_batches", "max_completion_length", "temperature", "missing_eos_penalty", "kl_coef", "kl_target"),
-    *("gamma", "gae_lambda", "clip_range", "clip_range_value", "vf_coef", "ent_coef", "whiten_advantages"),
-    *("value_epochs", "max_kl", "cg_iterations", "cg_damping", "seed"),
+    *("gamma", *OPTION_FIELDS, "clip_range_value", "vf_coef", "ent_coef", "whiten_advantages", "loss_normalization"),
+    *("value_epochs", "max_kl", "cg_iterations", "cg_damping", "max_steps", "num_train_epochs", "seed"),
 )
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    """The settings worth knowing, without those that the algorithm does not read."""
+    row = algorithm_named(args.algorithm)
+    unread = {name for name, (option, _) in OPTION_FIELDS.items() if option not in options_read(row)}
+    if row.critic is None:
+        unread |= {*CRITIC_FIELDS, "value_epochs"}
+    return {name: getattr(args, name) for name in _SHOWN if hasattr(args, name) and name not in unread}
 
 
 def _newest(trainer: Any, prefix: str) -> list[tuple[str, float]]:
@@ -36,12 +47,12 @@ def policy_card(trainer: Any) -> CardFacts:
     facts: dict[str, Any] = {
         "model_name": args.hub_model_id or args.output_dir,
         "task": "text-generation",
-        "method": "PPO" if args.algorithm.startswith("ppo") else args.algorithm,
+        "method": "PPO" if args.algorithm == "ppo_clip" else args.algorithm,
         "library": "peft" if isinstance(policy, PeftModel) else "transformers",
         "base_model": policy.config._name_or_path or None,
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": trainer.samples,
         "metrics": shown,
-        "hyperparameters": {name: getattr(args, name) for name in _SHOWN if hasattr(args, name)},
+        "hyperparameters": _settings(args),
     }
     return CardFacts(**facts | trainer.card)

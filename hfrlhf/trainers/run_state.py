@@ -24,7 +24,7 @@ from .checkpoints import (
     write_training_args,
 )
 from .policy_card import policy_card
-from .start_report import planned_steps, start_report
+from .start_report import check_warm_up, planned_steps, start_report
 
 logger = logging.get_logger(__name__)
 
@@ -50,8 +50,10 @@ class RunState:
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
-            ValueError: no checkpoint to resume from, or one of another batch arithmetic.
+            ValueError: no checkpoint to resume from, or one of another batch arithmetic; a critic's warm-up as long as
+                the run.
         """
+        check_warm_up(self)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 INF = float("inf")
@@ -61,10 +62,10 @@ def check_ranges(args: Any) -> None:
         ValueError: the message names the setting, its range and what was passed.
     """
     for name, (low, high, open_low) in RANGES.items():
-        value = getattr(args, name, None)
+        value: Any = getattr(args, name, None)
         if value is None:
             continue
-        if not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value!r}")
         if not (low < value if open_low else low <= value) or not value <= high:
             bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < INF else "")

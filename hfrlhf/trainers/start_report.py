@@ -53,6 +53,20 @@ def planned_rollouts(trainer: Any) -> int:
     return math.ceil(planned_steps(trainer) / trainer.args.steps_per_rollout)
 
 
+def check_warm_up(trainer: Any) -> None:
+    """Refuse a run in which the policy never gets its turn.
+
+    Raises:
+        ValueError: the critic's warm-up takes every rollout.
+    """
+    rollouts, warm_up = planned_rollouts(trainer), trainer.args.critic_warmup_rollouts
+    if 0 < rollouts <= warm_up:
+        raise ValueError(
+            f"`critic_warmup_rollouts={warm_up}` takes all {rollouts} rollouts of the run, so the policy would never "
+            "train; lower it, or raise `max_steps` or `num_train_epochs`"
+        )
+
+
 def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
     """Each role of PPO, what plays it, and how much of it is trained."""
     critic = actor_critic.value_model or actor_critic.value_head

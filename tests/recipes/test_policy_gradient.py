@@ -13,8 +13,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from hfrlhf.algorithms import ALGORITHMS
-from hfrlhf.trainers.command_line import value_given
+from hfrlhf.algorithms import ALGORITHMS, algorithm_table
+from hfrlhf.trainers.command_line import parse_command_line, print_table, value_given
+from hfrlhf.trainers.configs import PolicyGradientConfig
 from hfrlhf.trainers.family import family_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,27 @@ def test_an_unknown_algorithm_lists_the_names_and_the_nearest():
     done = run_recipe("--algorithm", "tpro")
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "did you mean 'trpo'?" in done.stderr and "reinforce_minimal_variance" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--algorithm", "rloo", "--num_generations", "1"], "compares the responses to one prompt"),
+        (["rloo"], "not used"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_line(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line((PolicyGradientConfig,), "", {}, argv)
+    assert message in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_cuts_no_name(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    print_table(algorithm_table())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ALGORITHMS)
 
 
 def test_the_help_of_trpo_has_its_settings():

@@ -43,7 +43,9 @@ from tests.trainers.helpers import config, load, parameters, prompts, reward, tr
         ({"loss_normalization": "batch"}, "loss_normalization"),
         ({"old_logprobs": "guess"}, "old_logprobs"),
         ({"algorithm": "ppo"}, "ppo_clip"),
-        ({"algorithm": "vpg"}, "on-policy"),
+        ({"algorithm": "vpg"}, "is not PPO; use PolicyGradientConfig"),
+        ({"gamma": "0.9"}, "`gamma` must be a finite number, got '0.9'"),
+        ({"num_mini_batches": True}, "`num_mini_batches` must be a finite number, got True"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"reward_clip": 0.0}, "reward_clip"),
     ],
@@ -107,7 +109,7 @@ def test_settings_that_do_not_go_with_the_algorithm(tmp_path, algorithm, changes
         ({"max_backtracks": 0}, "max_backtracks"),
         ({"max_backtracks": 5, "algorithm": "natural_policy_gradient"}, "no line search"),
         ({"ent_coef": 0.01}, "ent_coef"),
-        ({"target_kl": 0.01}, "target_kl"),
+        ({"target_kl": 0.01}, "`max_kl` bounds it"),
         ({"kl_in": "loss"}, "kl_in"),
         ({"gae_lambda": 2.0}, "gae_lambda"),
     ],
@@ -122,6 +124,12 @@ def test_a_value_model_without_use(tiny_model_folder, tmp_path, algorithm):
     args = PolicyGradientConfig(output_dir=str(tmp_path), algorithm=algorithm, use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="leave `value_model` out"):
         PolicyGradientTrainer(str(tiny_model_folder), reward, args, prompts(), value_model=str(tiny_model_folder))
+
+
+def test_a_warm_up_as_long_as_the_run(tiny_model_folder, tmp_path):
+    built = trainer(str(tiny_model_folder), tmp_path, critic_warmup_rollouts=1, max_steps=4)
+    with pytest.raises(ValueError, match="takes all 1 rollouts of the run"):
+        built.train()
 
 
 def test_the_settings_of_another_trainer(tiny_model_folder, tmp_path):

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hfrlhf.algorithms import ALGORITHMS
+from hfrlhf.trainers.callbacks import plot_curves
 from hfrlhf.trainers.family import family_of
+from hfrlhf.trainers.policy_card import policy_card
 from tests.trainers.helpers import parameters, prompts, reward, training_logs
 
 # Steps of plain gradient descent: what the optimiser adds is the gradient times the learning rate.
@@ -296,6 +298,31 @@ def test_grpo_may_go_over_a_rollout_several_times(tiny_model_folder, tmp_path):
     built = family_trainer(str(tiny_model_folder), tmp_path, "grpo", num_ppo_epochs=2, num_mini_batches=2, max_steps=8)
     built.train()
     assert built.rollout_index == 2
+
+
+# ---- What is left behind ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "shown", "hidden"),
+    [
+        ("a2c", {"n_step", "vf_coef", "bootstrap_truncated"}, {"gae_lambda", "clip_range"}),
+        ("rloo", {"num_generations"}, {"gae_lambda", "clip_range", "clip_range_value", "vf_coef", "value_epochs"}),
+        ("ppo_penalty", {"penalty_target", "gae_lambda"}, {"clip_range", "n_step"}),
+        ("trpo", {"max_kl", "cg_iterations", "gae_lambda"}, {"clip_range", "n_step"}),
+    ],
+)
+def test_the_card_lists_the_settings_that_were_read(tiny_model_folder, tmp_path, algorithm, shown, hidden):
+    listed = set(policy_card(family_trainer(str(tiny_model_folder), tmp_path, algorithm)).hyperparameters)
+    assert shown <= listed and not hidden & listed
+
+
+def test_the_curves_of_a_run_without_a_critic_have_no_panel_for_it(tiny_model_folder, tmp_path):
+    built = family_trainer(str(tiny_model_folder), tmp_path, "reinforce", max_steps=2)
+    built.train()
+    assert not any(name.startswith("value/") for row in built.state.log_history for name in row)
+    plot_curves(built.state.log_history, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 # ---- Evaluation -------------------------------------------------------------------------------------------------
