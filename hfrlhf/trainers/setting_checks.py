@@ -55,6 +55,10 @@ RANGES = {
 }
 
 
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_ranges(args: Any) -> None:
     """Refuse numbers outside their range, and switches that cannot be honoured.
 
@@ -65,7 +69,7 @@ def check_ranges(args: Any) -> None:
         value: Any = getattr(args, name, None)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if not _is_finite_number(value):
             raise ValueError(f"`{name}` must be a finite number, got {value!r}")
         if not (low < value if open_low else low <= value) or not value <= high:
             bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < INF else "")
