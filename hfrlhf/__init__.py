@@ -25,6 +25,7 @@ _HOMES = {
     "TRPOConfig": "hfrlhf.trainers.configs",
     "TRPOTrainer": "hfrlhf.trainers.trpo_trainer",
     "load_reward_model": "hfrlhf.models.reward_model",
+    "merge": "hfrlhf.models.merging",
 }
 
 __all__ = ["__version__", *_HOMES]

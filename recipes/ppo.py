@@ -15,7 +15,7 @@ several of them, which are summed. Examples:
 import sys
 from dataclasses import dataclass, field
 
-from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer
+from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer, merge
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
 from hfrlhf.rewards.sources import reward_from_name
@@ -32,7 +32,7 @@ SHOWN = {
     "the reward": "missing_eos_penalty reward_clip reward_weights kl_coef kl_target whiten_rewards gamma gae_lambda",
     "the update": "learning_rate value_learning_rate num_ppo_epochs num_mini_batches clip_range vf_coef ent_coef "
     "target_kl max_tokens_per_micro_batch gradient_accumulation_steps bf16 gradient_checkpointing use_cpu seed",
-    "adapters": "use_peft lora_r load_in_4bit",
+    "adapters": "use_peft lora_r load_in_4bit merge",
     "logs, checkpoints, Hub": "logging_steps eval_strategy eval_steps report_to save_strategy save_steps "
     "resume_from_checkpoint push_to_hub hub_model_id",
 }
@@ -48,7 +48,13 @@ class PPOArguments(ScriptArguments):
     )
     value_model: str | None = field(
         default=None,
-        metadata={"help": "A critic of its own, a reward or language model. Default: a head on the policy's trunk."},
+        metadata={
+            "help": "`adapter` for a LoRA critic on the policy's base, or a reward or language model for a critic of "
+            "its own. Default: a head on the policy's trunk."
+        },
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "Also write the policy merged into its base, to `merged` in output_dir."}
     )
 
 
@@ -84,6 +90,9 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_state()
     trainer.save_model()
+    if script.merge and trainer.is_world_process_zero():
+        difference = merge(args.output_dir, f"{args.output_dir}/merged")
+        print(f"merged model in {args.output_dir}/merged: its logits differ by at most {difference:.2g}")
     if args.push_to_hub:
         trainer.push_to_hub()
 

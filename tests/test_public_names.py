@@ -13,7 +13,7 @@ import hfrlhf
 ROOT = Path(__file__).resolve().parents[1]
 PROMISED = {
     *("PPOTrainer", "PPOConfig", "PolicyGradientTrainer", "PolicyGradientConfig", "RewardTrainer", "RewardConfig"),
-    *("TRPOTrainer", "TRPOConfig", "ALGORITHMS", "Rollout", "Experience", "load_reward_model", "__version__"),
+    *("TRPOTrainer", "TRPOConfig", "ALGORITHMS", "Rollout", "Experience", "load_reward_model", "merge", "__version__"),
 }
 
 

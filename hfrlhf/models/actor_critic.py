@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.masking import at_least_float32
 from ..experience import Rollout
+from .adapters import POLICY_ADAPTER, VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
+from .quantization import save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
 from .reward_model import reward_shift_of
@@ -46,12 +48,13 @@ class Evaluation:
 
 
 class ActorCritic(nn.Module):
-    """A causal language model with a critic: a linear head on its own trunk, a model of its own, or none.
+    """A causal language model with a critic: a head on its own trunk, an adapter, a model of its own, or none.
 
     Args:
         policy: causal language model, plain or with adapters.
         value_model: sequence-classification model with one output, `"V"` for a zero-initialised linear layer on the
-            policy's trunk (SPEC §3.4), `"Q"` for one with an output per token (SPEC §5), or None for no critic.
+            policy's trunk (SPEC §3.4), `"Q"` for one with an output per token (SPEC §5), `"adapter"` for a linear layer
+            on the policy's base with the `value` adapter, or None for no critic.
         temperature: sampling temperature; logits are divided by it here as in the sampler (SPEC §1).
     """
 
@@ -67,6 +70,7 @@ class ActorCritic(nn.Module):
         self.temperature = temperature
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
         self.value_head = zero_value_head(policy, value_model) if isinstance(value_model, str) else None
+        self.has_value_adapter = value_model == "adapter"
         check_head(policy)
 
     def forward(
@@ -98,7 +102,10 @@ class ActorCritic(nn.Module):
     def _values(self, states: ResponseStates, trunk: Tensor) -> dict[str, Tensor]:
         if self.value_head is not None and self.value_head.out_features > 1:
             return {"values": states.action_values(trunk, self.value_head)}
-        if self.value_head is not None:
+        if self.has_value_adapter:
+            with adapter(self.policy, VALUE_ADAPTER):
+                both = states.values(states.run(backbone_of(self.policy)), self.value_head)
+        elif self.value_head is not None:
             both = states.values(trunk, self.value_head)
         elif self.value_model is not None:
             hidden = states.run(backbone_of(self.value_model))
@@ -133,7 +140,11 @@ class ActorCritic(nn.Module):
         for model in self._models():
             # transformers < 5.21 knows only the older name.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable(activation_checkpointing_kwargs, **kwargs)
+            options = dict(activation_checkpointing_kwargs or {})
+            if isinstance(model, PeftModel):
+                # Several adapters share the blocks; only this kind of checkpoint can remember which one was active.
+                options |= {"use_reentrant": False, "context_fn": recompute_with_same_adapter(model)}
+            enable(options or None, **kwargs)
             if isinstance(model, PeftModel):
                 # A frozen embedding gives the first checkpointed block no input that needs a gradient.
                 model.enable_input_require_grads()
@@ -143,9 +154,20 @@ class ActorCritic(nn.Module):
 
     def named_value_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The critic's own parameters, under their names in this module."""
+        of_adapter = {f"policy.{name}" for name, role in roles_of(self.policy).items() if role == VALUE_ADAPTER}
         for name, parameter in self.named_parameters():
-            if name.startswith(("value_head.", "value_model.")):
+            if name.startswith(("value_head.", "value_model.")) or name in of_adapter:
                 yield name, parameter
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """What of the policy trains."""
+        critic = {id(parameter) for _, parameter in self.named_value_parameters()}
+        return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in critic]
+
+    @property
+    def critic_is_apart(self) -> bool:
+        """Whether the critic shares no trained parameter with the policy."""
+        return self.value_model is not None or self.has_value_adapter
 
     def stop_policy_gradients(self, whole: bool) -> None:
         """Forget the gradients that would move the policy; a shared trunk moves it too.
@@ -155,9 +177,10 @@ class ActorCritic(nn.Module):
         Args:
             whole: also those of a value head on the shared trunk.
         """
-        for name, parameter in self.named_parameters():
-            if name.startswith("policy.") or (whole and name.startswith("value_head.")):
-                parameter.grad = None
+        for parameter in self.policy_parameters():
+            parameter.grad = None
+        if whole and not self.critic_is_apart and self.value_head is not None:
+            self.value_head.zero_grad(set_to_none=True)
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy as transformers or peft save it, the critic beside it.
@@ -170,9 +193,12 @@ class ActorCritic(nn.Module):
         parts = {part: _part(state_dict, part) for part in ("policy", "value_head", "value_model")}
         adapters = {"selected_adapters": ["default"]} if isinstance(self.policy, PeftModel) else {}
         self.policy.save_pretrained(folder, state_dict=parts["policy"], **adapters)
+        save_quantization(self.policy, folder)
         if self.value_head is not None:
             tensors = parts["value_head"] or self.value_head.state_dict()
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / VALUE_HEAD_FILE)
+        if self.has_value_adapter:
+            self.policy.save_pretrained(folder, state_dict=parts["policy"], selected_adapters=[VALUE_ADAPTER])
         if self.value_model is not None:
             self.value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=parts["value_model"])
 
@@ -186,6 +212,8 @@ class ActorCritic(nn.Module):
         load_policy_weights(self.policy, folder)
         if self.value_head is not None:
             self.value_head.load_state_dict(load_file(_existing(folder / VALUE_HEAD_FILE)))
+        if self.has_value_adapter:
+            load_adapter_weights(self.policy, folder / VALUE_ADAPTER, VALUE_ADAPTER)
         if self.value_model is not None:
             load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
 
@@ -194,10 +222,10 @@ def zero_value_head(policy: Any, kind: str) -> nn.Linear:
     """A linear value head of zeros in float32 (DETAILS 40): the first advantages are the rewards-to-go themselves.
 
     Args:
-        policy: whose trunk it stands on. kind: "V", one output, or "Q", one for each token of the vocabulary.
+        policy: whose trunk it stands on. kind: "V" or "adapter", one output, or "Q", one for each token.
     """
     lm = causal_lm(policy)
-    outputs = {"V": 1, "Q": lm.get_output_embeddings().out_features}[kind]
+    outputs = {"V": 1, "adapter": 1, "Q": lm.get_output_embeddings().out_features}[kind]
     dtype = torch.promote_types(lm.dtype, torch.float32)
     head = nn.Linear(lm.config.get_text_config().hidden_size, outputs, dtype=dtype)
     nn.init.zeros_(head.weight)
@@ -234,10 +262,13 @@ def load_policy_weights(policy: Any, folder: Path) -> None:
     """The weights of a saved policy, into the policy in place: its `default` adapter, or all of it."""
     if not isinstance(policy, PeftModel):
         return load_weights(policy, folder)
-    from peft import load_peft_weights, set_peft_model_state_dict
+    load_adapter_weights(policy, folder, POLICY_ADAPTER)
 
+
+def load_adapter_weights(policy: PeftModel, folder: Path, name: str) -> None:
+    """A saved adapter's weights into the adapter of that name, in place."""
     _existing(folder / "adapter_model.safetensors")
-    set_peft_model_state_dict(policy, load_peft_weights(str(folder), device="cpu"), adapter_name="default")
+    set_peft_model_state_dict(policy, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
 
 
 def load_weights(model: Any, folder: Path) -> None:

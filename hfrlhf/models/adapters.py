@@ -1,19 +1,29 @@
-"""The policy as an adapter: built, copied as a frozen `ref`, and switched without losing what trains."""
+"""The roles that share one base: policy, reference, critic and reward as adapters, switched without losing what trains.
+
+One base, several LoRA adapters, and small heads beside them. Which adapter is active is global to the model, so every
+use of another one goes through `adapter()`, and gradient checkpointing through `recompute_with_same_adapter()`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .dropout import disable_dropout
-from .quantization import prepare_quantized, refuse_untrainable
+from .quantization import check_prepared, prepare_quantized, refuse_untrainable
 
 POLICY_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
+VALUE_ADAPTER = "value"
+REWARD_ADAPTER = "reward"
+TRAINED = (POLICY_ADAPTER, VALUE_ADAPTER)
 
 
 def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = False, seed: int = 0) -> Any:
@@ -53,6 +63,7 @@ def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
             "first with `model.merge_and_unload()` if it should be part of the base)"
         )
     _refuse_prompt_learning(model)
+    check_prepared(model)
     if POLICY_ADAPTER not in model.peft_config:
         raise ValueError(f"the adapter to train must be named 'default'; the model has {sorted(model.peft_config)}")
     add_reference_adapter(model)
@@ -73,28 +84,97 @@ def add_reference_adapter(model: PeftModel) -> None:
         for name, parameter in parameters.items():
             if f".{REFERENCE_ADAPTER}" in name:
                 parameter.copy_(parameters[name.replace(f".{REFERENCE_ADAPTER}", f".{POLICY_ADAPTER}")])
+    _activate_policy(model)
+
+
+def add_value_adapter(model: Any, value_config: Any, seed: int) -> None:
+    """The critic's own adapter on the policy's base, new, its first weights a function of the seed.
+
+    Args:
+        model: policy with its adapter. value_config: PEFT configuration, or the word "adapter" for the policy's.
+
+    Raises:
+        ValueError: the policy has no adapter, or the configuration is not of weights beside the base.
+    """
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            "a critic as an adapter stands on the policy's frozen base, but all of the policy trains; pass "
+            "`peft_config=LoraConfig(...)`, or value_model=None for a head on the policy's trunk"
+        )
+    config = model.peft_config[POLICY_ADAPTER] if isinstance(value_config, str) else value_config
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        add_adapter(model, VALUE_ADAPTER, config)
+
+
+def add_adapter(model: PeftModel, name: str, config: Any) -> None:
+    """One more adapter, without a head of its own; the policy's is active afterwards, and what trains still trains."""
+    if config.is_prompt_learning:
+        raise ValueError(f"{config.peft_type} changes the prompt, not the weights; use LoRA (peft.LoraConfig) instead")
+    config = copy.deepcopy(config)
+    # PEFT's own idea of a head: with two adapters active in turn, `score()` would silently be the wrong one.
+    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
+    model.add_adapter(name, config)
+    disable_dropout(model)
+    _activate_policy(model)
+
+
+def _activate_policy(model: PeftModel) -> None:
+    """The policy's adapter active; policy and critic train, reference and reward don't (PEFT trains the active one)."""
     model.set_adapter(POLICY_ADAPTER)
-    for name, parameter in parameters.items():
-        if f".{REFERENCE_ADAPTER}" in name or f".{POLICY_ADAPTER}" in name:
-            parameter.requires_grad_(f".{POLICY_ADAPTER}" in name)
+    roles = roles_of(model)
+    for name, parameter in model.named_parameters():
+        if name in roles:
+            parameter.requires_grad_(roles[name] in TRAINED)
+
+
+def roles_of(model: Any) -> dict[str, str]:
+    """The adapter that each parameter of an adapter belongs to, by the parameter's name; the base's are not in it."""
+    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = {layer for module in tuned for layer in module.adapter_layer_names} | {"modules_to_save"}
+    found = {}
+    for name, _ in model.named_parameters():
+        for layer, role in itertools.pairwise(name.split(".")):
+            if layer in layers:
+                found[name] = role
+    return found
 
 
 @contextmanager
 def adapter(model: PeftModel, name: str | None) -> Iterator[None]:
     """Another adapter (or none at all: the base) for a while; afterwards everything trains that trained before.
 
-    `set_adapter` switches `requires_grad` off on every adapter but its own, so an optimiser would silently lose them:
-    the flags are put back.
+    `set_adapter`, and the end of `disable_adapter`, switch `requires_grad` off on every adapter but the active one, so
+    an optimiser would silently lose the critic's: the flags are put back.
     """
-    if name is None:
-        with model.disable_adapter():
-            yield
-        return
-    active, flags = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]
-    model.set_adapter(name)
-    try:
+    active = model.active_adapter
+    if active == name:
         yield
+        return
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with model.disable_adapter() if name is None else nullcontext():
+            if name is not None:
+                model.set_adapter(name)
+            yield
     finally:
-        model.set_adapter(active)
+        if name is not None:
+            model.set_adapter(active)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+Contexts = tuple[AbstractContextManager, AbstractContextManager]
+
+
+def recompute_with_same_adapter(model: PeftModel) -> Callable[[], Contexts]:
+    """`context_fn` for gradient checkpointing: a block is recomputed with the adapter it was computed with.
+
+    The backward pass of one role may come when another one's adapter is active; without this its blocks would be
+    recomputed with the wrong adapter, and no error.
+    """
+
+    def contexts() -> Contexts:
+        return nullcontext(), adapter(model, str(model.active_adapter))
+
+    return contexts

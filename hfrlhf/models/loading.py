@@ -10,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .adapters import add_value_adapter
 from .checks import check_same_vocabulary, check_trainable
 from .dropout import disable_dropout
 from .names import as_name, hub_keywords, is_adapter
@@ -90,25 +91,26 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
         raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
 
 
-def load_value_model(value_model: Any, policy: Any) -> nn.Module | str:
+def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module | str:
     """What `ActorCritic` takes as critic.
 
     Args:
-        value_model: None for a head on the policy's trunk; else name, path or model: a sequence-classification model
+        value_model: None for a head on the policy's trunk; the word "adapter" or a PEFT configuration for an adapter of
+            its own on the policy's base (which gets it here); else name, path or model: a sequence-classification model
             with one output (a reward model: body and head are used; an adapter is merged into its base, since all of a
             critic trains), or a language model (its body, and a head of zeros). Any width; the vocabulary must be the
             policy's. A model in memory is copied.
+        policy: as it trains, with its adapter. seed: address of a new adapter's weights.
 
     Raises:
-        ValueError: another vocabulary than the policy's, quantised weights, or the reserved word "adapter".
+        ValueError: another vocabulary than the policy's, quantised weights, or an adapter without one of the policy's.
     """
     value_model = as_name(value_model)
     if value_model is None:
         return "V"
-    if isinstance(value_model, str) and value_model == "adapter":
-        raise ValueError(
-            "value_model='adapter' is not available yet: pass None for a head on the policy's trunk, or a model"
-        )
+    if value_model == "adapter" or isinstance(value_model, PeftConfig):
+        add_value_adapter(policy, value_model, seed)
+        return "adapter"
     critic, is_new_head = _load_critic(value_model)
     check_same_vocabulary(critic, policy, "value model")
     if is_new_head:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, prepare_model_for_kbit_training
+
+QUANTIZATION_FILE = "quantization.json"
 
 
 def is_quantized(model: Any) -> bool:
     """Whether a model's weights are quantised (4-bit or 8-bit)."""
     return bool(getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None))
+
+
+def quantization_of(model: Any) -> dict[str, Any] | None:
+    """What a model's weights are quantised to, as far as it changes what they compute; None in full precision."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = getattr(base.config, "quantization_config", None)
+    if config is None or not is_quantized(base):
+        return None
+    said = config if isinstance(config, dict) else config.to_dict()
+    names = ("quant_method", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+    return {name: str(getattr(said.get(name), "value", said.get(name))) for name in names if name in said}
+
+
+def save_quantization(model: Any, folder: str | Path) -> None:
+    """Write beside an adapter how its base was quantised, where it was: the adapter fits those weights alone."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if is_quantized(base):
+        settings: Any = base.config.quantization_config
+        text = json.dumps(settings if isinstance(settings, dict) else settings.to_dict(), indent=2, default=str)
+        (Path(folder) / QUANTIZATION_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def refuse_untrainable(model: Any, peft_config: Any) -> None:
@@ -23,6 +47,27 @@ def refuse_untrainable(model: Any, peft_config: Any) -> None:
             "the model is quantised and its weights cannot be trained; pass `peft_config=LoraConfig(...)` to train an "
             "adapter on it, or load it without `quantization_config`"
         )
+
+
+def check_prepared(model: PeftModel) -> None:
+    """Refuse a quantised base that an adapter was put on without peft's preparation.
+
+    Raises:
+        ValueError: parts of the base that are not quantised (norms, embeddings) are in half precision, or train.
+    """
+    if not is_quantized(model.get_base_model()):
+        return
+    keep_training_format(model)
+    adapters = [f".{name}" for name in model.peft_config]
+    for name, parameter in model.named_parameters():
+        of_base = parameter.is_floating_point() and not any(f"{adapter}." in f"{name}." for adapter in adapters)
+        if of_base and (parameter.dtype.itemsize < 4 or parameter.requires_grad):
+            raise ValueError(
+                f"the quantised base was not prepared for training: {name} is in {parameter.dtype}"
+                f"{' and would train' if parameter.requires_grad else ''}; call "
+                "`peft.prepare_model_for_kbit_training(base)` before the adapter is put on, or pass the base's name "
+                "with `quantization_config` and `peft_config`"
+            )
 
 
 def prepare_quantized(model: Any, gradient_checkpointing: bool) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .names import as_name
 from .padding import with_padding_token
+from .quantization import quantization_of
 from .reward_building import ADAPTER_SETTINGS, from_name, from_object
 from .reward_head import backbone_of, head_of, init_reward_head, score_module
 
@@ -146,5 +147,9 @@ def fold_normalization(model: Any, mean: float, std: float | None = None) -> Non
 
 def save_adapter_settings(model: PeftModel, folder: str | Path) -> None:
     """Write beside an adapter what a whole reward model keeps in its config.json."""
-    settings = {"reward_shift": reward_shift_of(model), "pad_token_id": model.config.get_text_config().pad_token_id}
+    settings = {
+        "reward_shift": reward_shift_of(model),
+        "pad_token_id": model.config.get_text_config().pad_token_id,
+        "quantization": quantization_of(model),
+    }
     (Path(folder) / ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

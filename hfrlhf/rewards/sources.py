@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..models.dropout import disable_dropout
-from ..models.names import as_name
+from ..models.names import as_name, is_adapter
+from ..models.reward_adapter import add_reward_adapter
 from ..models.reward_model import load_reward_model
+from .adapter_reward import AdapterReward
 from .completions import Completions, RewardSource
 from .function_reward import FunctionReward
 from .model_reward import ModelReward
@@ -84,6 +87,7 @@ def reward_source(
     processing_classes: Any = None,
     weights: Sequence[float] | None = None,
     max_tokens: int = 4096,
+    policy: Any = None,
 ) -> WeightedSum:
     """The one source a trainer uses, from what a user passes.
 
@@ -93,6 +97,7 @@ def reward_source(
         processing_classes: the reward models' tokenizers, in the order of `reward_funcs`; by default the one saved with
             the model, else the policy's.
         weights: one weight per source; 1 each by default.
+        policy: where it has an adapter, a reward adapter given by its name or path is put on the same base.
 
     Raises:
         ValueError: no source, another number of weights or tokenizers than sources, or a language model without a
@@ -104,7 +109,7 @@ def reward_source(
         raise ValueError("`reward_funcs` is empty: pass a reward model, a Python function, or a list of them")
     tokenizers = _per_source(processing_classes, functions, "reward_processing_classes", None)
     factors = _per_source(weights, functions, "reward_weights", 1.0)
-    sources = [_source(f, t, policy_tokenizer, max_tokens) for f, t in zip(functions, tokenizers, strict=True)]
+    sources = [_source(f, t, policy_tokenizer, max_tokens, policy) for f, t in zip(functions, tokenizers, strict=True)]
     return WeightedSum(_with_distinct_names(sources), [float(w) for w in factors])
 
 
@@ -117,8 +122,11 @@ def _per_source(given: Any, functions: list[Any], what: str, default: Any) -> li
     return values
 
 
-def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int) -> RewardSource:
+def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int, policy: Any = None) -> RewardSource:
     function = as_name(function)
+    if isinstance(policy, PeftModel) and isinstance(function, str) and is_adapter(function, {}):
+        head, shift = add_reward_adapter(policy, function)
+        return AdapterReward(policy, function.rstrip("/").split("/")[-1], head, shift, max_tokens)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
         return FunctionReward(function, str(getattr(function, "__name__", "reward")))
     if not isinstance(function, str | torch.nn.Module):

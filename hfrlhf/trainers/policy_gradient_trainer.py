@@ -64,7 +64,8 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         eval_dataset: as `train_dataset`; sampled and scored by `evaluate()`.
         processing_class: tokenizer; by default the one saved with the model.
         reward_processing_classes: tokenizers of the reward models, where they are not saved with them.
-        value_model: None for a head on the policy's trunk; else name, path or model of a critic of its own.
+        value_model: None for a head on the policy's trunk; the word "adapter" (or a PEFT configuration) for an adapter
+            of its own on the same base; else name, path or model of a critic of its own.
         ref_model: π_ref (name, path or model) where it is not the policy training starts from.
         callbacks, optimizers: as for `transformers.Trainer`.
         peft_config: train this adapter instead of all weights; the reference is then the policy with its adapter off.
@@ -112,9 +113,12 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         check_trainable(policy, "policy")
         self.reference = make_reference(policy, None if ref_model is model else ref_model)
         self.reward = reward_source(
-            reward_funcs, tokenizer, reward_processing_classes, args.reward_weights, args.max_tokens_per_micro_batch
+            *(reward_funcs, tokenizer, reward_processing_classes, args.reward_weights),
+            *(args.max_tokens_per_micro_batch, policy),
         )
-        critic = load_value_model(value_model, policy) if self.algorithm.critic == "V" else self.algorithm.critic
+        critic = (
+            load_value_model(value_model, policy, args.seed) if self.algorithm.critic == "V" else self.algorithm.critic
+        )
         models = {"policy": policy, "reference": self.reference.model, "value model": critic}
         check_positions(models, self.longest_prompt, args.max_completion_length)
         super().__init__(
@@ -213,7 +217,9 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             return seen
         self.model.eval()
         with self.accelerator.autocast():
-            norms = score_gradient_sq_norms(self.unwrapped(), seen.to(self.args.device), self.policy_parameters())
+            norms = score_gradient_sq_norms(
+                self.unwrapped(), seen.to(self.args.device), self.unwrapped().policy_parameters()
+            )
         return dataclasses.replace(seen, grad_sq_norms=norms)
 
     def shape_and_estimate(self, seen: EvaluatedRollout) -> Experience:

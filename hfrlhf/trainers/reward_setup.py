@@ -19,16 +19,25 @@ from .reward_config import RewardConfig
 UNLIMITED = 2**31
 
 
-def trainable_reward_model(model: Any, tokenizer: Any, args: RewardConfig, peft_config: Any) -> Any:
+def trainable_reward_model(
+    model: Any, tokenizer: Any, args: RewardConfig, peft_config: Any, quantization_config: Any = None
+) -> Any:
     """The reward model that trains: all of it, or an adapter and the head.
 
     Raises:
-        ValueError: a tokenizer with ids the model does not know, a quantised model without adapter, two adapters, or an
-            adapter that is not made of weights beside the base.
+        ValueError: a tokenizer with ids the model does not know, a quantised model without adapter, quantisation of a
+            model in memory, two adapters, or an adapter that is not made of weights beside the base.
     """
+    if quantization_config is not None and not isinstance(model, str | Path):
+        raise ValueError(
+            "`quantization_config` applies when a model is loaded by name or path; load the one in memory quantised, "
+            "with `load_reward_model(name, quantization_config=...)`"
+        )
     # Weights in float32, also of checkpoints in half precision: there Adam's small steps would round to nothing.
     # `bf16=True` computes in bfloat16 all the same.
     by_name: dict[str, Any] = {"dtype": torch.float32} if isinstance(model, str | Path) else {}
+    if quantization_config is not None:
+        by_name = {"quantization_config": quantization_config}
     reward_model = load_reward_model(model, tokenizer, args.seed, **by_name)
     check_vocabulary(reward_model, tokenizer, "reward model")
     refuse_untrainable(reward_model, peft_config)

@@ -48,6 +48,7 @@ class RewardTrainer(Trainer):
         processing_class: tokenizer; by default the one saved with the model.
         callbacks, optimizers: as for `transformers.Trainer`.
         peft_config: train this adapter and the head instead of all weights.
+        quantization_config: load the base quantised, with its head in float32 (needs `model` as a name, `peft_config`).
 
     Raises:
         TypeError, ValueError: at construction, for input that cannot work; the message says what was passed and what
@@ -71,12 +72,13 @@ class RewardTrainer(Trainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
     ):
         if not isinstance(args, RewardConfig):
             raise TypeError(f"`args` must be hfrlhf's RewardConfig, got {type(args).__module__}.{type(args).__name__}")
         model = str(model) if isinstance(model, Path) else model
         tokenizer = load_tokenizer(processing_class, model)
-        reward_model = trainable_reward_model(model, tokenizer, args, peft_config)
+        reward_model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)
         vocabulary = reward_model.get_input_embeddings().num_embeddings
         self.processing_class = with_padding_token(tokenizer, vocabulary)
         self.max_length = longest_input(args.max_length, reward_model)

@@ -181,7 +181,7 @@ class RolloutLoop(RunState):
 
     def whole_model_rests(self: Any) -> bool:
         """Whether nothing at all learns in this step: the cycle was stopped, and the critic's trunk with it."""
-        return self.trunk_rests and self.unwrapped().value_model is None
+        return self.trunk_rests and not self.unwrapped().critic_is_apart
 
     @property
     def trunk_rests(self: Any) -> bool:
@@ -275,10 +275,6 @@ class RolloutLoop(RunState):
         kl = float(self.accelerator.reduce(total, "sum")) / max(1, int(seen.action_mask.sum()))
         self.metrics.update({"policy/kl_after": kl, "policy/penalty_coef": self.penalty.coef})
         self.penalty.update(kl)
-
-    def policy_parameters(self: Any) -> list[Any]:
-        """The policy's own trained parameters."""
-        return [p for p in self.unwrapped().policy.parameters() if p.requires_grad]
 
     def unwrapped(self: Any) -> Any:
         """The actor-critic itself."""

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..experience import Experience
 from ..hub.model_card import write_model_card
+from ..models.quantization import quantization_of
 from .checkpoints import (
     check_output_dir,
     newest_checkpoint,
@@ -82,7 +83,8 @@ class RunState:
             *("algorithm", "num_ppo_epochs", "value_epochs", "num_mini_batches", "gradient_accumulation_steps"),
             *("rollout_batch_size", "num_generations", "seed"),
         ]
-        return {name: getattr(a, name) for name in names} | {"processes": a.world_size}
+        quantization = quantization_of(self.unwrapped().policy)
+        return {name: getattr(a, name) for name in names} | {"processes": a.world_size, "quantization": quantization}
 
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""

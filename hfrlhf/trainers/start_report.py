@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
-
 MIB = 2**20
 
 
@@ -69,20 +67,27 @@ def check_warm_up(trainer: Any) -> None:
 
 def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
     """Each role of PPO, what plays it, and how much of it is trained."""
-    critic = actor_critic.value_model or actor_critic.value_head
-    head = "a Q head" if trainer.algorithm.critic == "Q" else "a head"
-    apart = "a model of its own" if actor_critic.value_model is not None else f"{head} on the policy's trunk"
+    policy, base = actor_critic.policy, sum(p.numel() for p in actor_critic.policy.parameters())
+    trained = sum(p.numel() for p in actor_critic.policy_parameters())
+    critic = sum(p.numel() for _, p in actor_critic.named_value_parameters() if p.requires_grad)
     return {
-        "policy": f"{type(actor_critic.policy).__name__}, {_counts(actor_critic.policy)}",
+        "policy": f"{type(policy).__name__}, {trained:,} of {base:,} parameters trained",
         "reference": trainer.reference.source,
-        "critic": "none" if critic is None else f"{apart}, {_counts(critic)}",
-        "reward": ", ".join(source.name for source in trainer.reward.sources),
+        "critic": f"{_critic(trainer, actor_critic)}, {critic:,} parameters trained" if critic else "none",
+        "reward": ", ".join(map(_reward, trainer.reward.sources)),
     }
 
 
-def _counts(model: nn.Module) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{trained:,} of {sum(p.numel() for p in model.parameters()):,} parameters trained"
+def _critic(trainer: Any, actor_critic: Any) -> str:
+    if actor_critic.has_value_adapter:
+        return "an adapter and a head on the policy's base"
+    if actor_critic.value_model is not None:
+        return "a model of its own"
+    return f"{'a Q head' if trainer.algorithm.critic == 'Q' else 'a head'} on the policy's trunk"
+
+
+def _reward(source: Any) -> str:
+    return f"{source.name} (an adapter on the policy's base)" if hasattr(source, "policy") else source.name
 
 
 def estimated_bytes(trainer: Any) -> int:

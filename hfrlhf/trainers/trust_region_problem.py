@@ -36,7 +36,7 @@ class TrustRegionProblem:
         trainer.model.eval()
         self.trainer, self.damping = trainer, damping
         self.actor_critic: ActorCritic = trainer.unwrapped()
-        self.parameters = trainer.policy_parameters()
+        self.parameters = self.actor_critic.policy_parameters()
         self.old = [parameter.data for parameter in self.parameters]
         experience = trainer.cycle.experience
         rows = torch.cat(trainer.deal(torch.arange(len(experience))))

@@ -93,3 +93,13 @@ def test_help_and_missing_options_speak_to_a_newcomer():
     assert missing.returncode != 0 and "--model_name_or_path is missing" in missing.stderr
     old = run_recipe("--response_length", "53")
     assert old.returncode != 0 and "max_completion_length" in old.stderr
+
+
+def test_every_role_an_adapter_and_the_policy_merged(settings, tmp_path):
+    adapters = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--value_model", "adapter", "--merge"]
+    done = run_recipe("--config", str(settings), "--output_dir", str(tmp_path / "out"), *adapters)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "an adapter and a head on the policy's base" in done.stdout
+    assert "its logits differ by at most" in done.stdout
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
+    assert (tmp_path / "out" / "value" / "adapter_model.safetensors").is_file()

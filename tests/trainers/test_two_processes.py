@@ -30,6 +30,10 @@ def watching(completions):
 
 algorithm = changes.pop("algorithm", "ppo_clip")
 build = trainer if algorithm == "ppo_clip" else partial(family_trainer, algorithm=algorithm)
+if changes.pop("one_base", False):
+    from peft import LoraConfig
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    changes |= {"peft_config": lora, "value_model": LoraConfig(r=2, target_modules=["k_proj"])}
 changes = {"logging_steps": 1, "eval_dataset": prompts(3), "reward_funcs": watching, "max_steps": 8} | changes
 built = build(str(model), folder, **changes)
 rollouts, original = [], built.after_rollout
@@ -58,7 +62,8 @@ def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[lis
         timeout=290,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    files = [folder / "run" / name for name in ("model.safetensors", "value_head.safetensors")]
+    names = ["model.safetensors", "adapter_model.safetensors", "value_head.safetensors"]
+    files = [folder / "run" / name for name in [*names, "value/adapter_model.safetensors"]]
     weights = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
     return [json.loads((folder / f"result-{i}.json").read_text()) for i in range(processes)], weights
 
@@ -70,6 +75,7 @@ def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[lis
         {"max_tokens_per_micro_batch": 1, "ent_coef": 0.05},
         {"target_kl": 1e-3, "num_ppo_epochs": 4, "num_mini_batches": 1},
         {"normalize_scores": True, "whiten_rewards": True, "kl_target": 0.5, "kl_horizon": 80, "num_generations": 2},
+        {"one_base": True},
         {"algorithm": "trpo", "value_epochs": 1},
         {"algorithm": "ppo_penalty", "penalty_target": 1e-3},
         {"algorithm": "reinforce_minimal_variance"},
@@ -85,8 +91,8 @@ def test_one_and_two_processes_agree(tiny_model_folder: Path, tmp_path: Path, ch
     two, weights2 = run(tmp_path, tiny_model_folder, 2, changes)
 
     start = load_file(tiny_model_folder / "model.safetensors")
-    moved = [float((weights[name] - start[name]).abs().max()) for name in start]
-    assert max(moved) > 1e-2
+    moved = [w - start[name] if name in start else w for name, w in weights.items() if "lora_A" not in name]
+    assert max(float(change.abs().max()) for change in moved) > 1e-2  # a head and LoRA's B start from 0
     for name, tensor in weights.items():
         limit = 1e-5 * float(tensor.abs().max())
         torch.testing.assert_close(weights2[name], tensor, atol=limit, rtol=0, msg=lambda m, name=name: f"{name}: {m}")

@@ -1,0 +1,101 @@
+"""A saved reward adapter on the policy's base: what has to fit, and the head that comes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from .adapters import REWARD_ADAPTER, add_adapter
+from .quantization import quantization_of
+from .reward_building import ADAPTER_SETTINGS
+from .reward_head import ScoreHead, without_wrapper
+
+
+def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
+    """Load a reward adapter onto the policy's base, frozen; returns its head and its score's shift.
+
+    Args:
+        policy: with its own adapter. name: folder or Hub name of what `RewardTrainer` saved with a `peft_config`.
+
+    Raises:
+        ValueError: a second reward adapter, one of another base (name, shape or quantisation) or of another kind, or
+            one without its head.
+    """
+    config: Any = PeftConfig.from_pretrained(name)
+    if config.task_type != "SEQ_CLS":
+        raise ValueError(f"the adapter {name} is of task type {config.task_type}; a reward model's is SEQ_CLS")
+    if REWARD_ADAPTER in policy.peft_config:
+        raise ValueError(f"one reward adapter shares the policy's base; pass the other as {_apart(name)}")
+    settings = _settings(name)
+    _refuse_other_base(policy, name, config.base_model_name_or_path, settings)
+    weights = load_peft_weights(name, device="cpu")
+    head = _head(name, {key: tensor for key, tensor in weights.items() if ".score." in key})
+    _refuse_other_shapes(policy, name, weights)
+    add_adapter(policy, REWARD_ADAPTER, config)
+    body = {key: tensor for key, tensor in weights.items() if ".score." not in key}
+    set_peft_model_state_dict(policy, body, adapter_name=REWARD_ADAPTER)
+    return head, float(settings.get("reward_shift", 0.0))
+
+
+def _apart(name: str) -> str:
+    return f"`load_reward_model({name!r})`, which loads it with a base of its own"
+
+
+def _settings(name: str) -> dict[str, Any]:
+    saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}
+
+
+def _refuse_other_base(policy: PeftModel, name: str, base: str, settings: dict[str, Any]) -> None:
+    own: str = without_wrapper(policy).config._name_or_path
+    if _place(base) != _place(own):
+        raise ValueError(
+            f"the reward adapter {name} was trained on {base!r}, the policy's base is {own!r}; train it on the "
+            f"policy's base, or pass {_apart(name)}"
+        )
+    theirs, ours = settings.get("quantization"), quantization_of(policy)
+    if "quantization" in settings and theirs != ours:
+        raise ValueError(
+            f"the reward adapter {name} was trained on a base in {theirs or 'full precision'}, the policy's is in "
+            f"{ours or 'full precision'}: its scores would be others; load the policy with the same quantisation, or "
+            f"pass {_apart(name)}"
+        )
+
+
+def _place(name: str) -> str:
+    return os.path.realpath(name) if os.path.isdir(name) else name
+
+
+def _refuse_other_shapes(policy: PeftModel, name: str, weights: dict[str, Tensor]) -> None:
+    """LoRA's A reads a module's input, its B writes the output: their widths are the module's."""
+    modules = dict(policy.get_base_model().named_modules())
+    for key, tensor in weights.items():
+        place, _, matrix = key.removeprefix("base_model.model.").rpartition(".lora_")
+        if matrix not in ("A.weight", "B.weight"):
+            continue
+        module: Any = modules.get(place)
+        width = getattr(module, "in_features" if matrix[0] == "A" else "out_features", None)
+        if module is None or (width is not None and width != tensor.shape[1 if matrix[0] == "A" else 0]):
+            raise ValueError(
+                f"the reward adapter {name} does not fit the policy's base: {place} has "
+                f"{'no counterpart' if module is None else f'width {width} there'}; train it on the policy's base, or "
+                f"pass {_apart(name)}"
+            )
+
+
+def _head(name: str, weights: dict[str, Tensor]) -> nn.Linear:
+    parts = {key.rpartition(".")[2]: tensor for key, tensor in weights.items()}
+    if "weight" not in parts:
+        raise ValueError(
+            f"the reward adapter {name} has no head (`score`) among its weights: its scores cannot be read; train it "
+            "with hfrlhf's RewardTrainer, which saves both together"
+        )
+    head = ScoreHead(parts["weight"].shape[1], 1, bias="bias" in parts)
+    head.load_state_dict(parts)
+    return head.requires_grad_(False).eval()

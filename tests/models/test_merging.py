@@ -1,0 +1,64 @@
+"""A merged model is the adapter's policy, plain: stock transformers load it, and its logits are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from hfrlhf import merge
+from hfrlhf.models.actor_critic import ActorCritic
+from hfrlhf.models.adapters import with_adapter
+from tests.conftest import word_tokenizer
+
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+
+
+@pytest.fixture(params=[32, 4, 8], ids=["float32", "4-bit", "8-bit"])
+def saved(request, base_folder, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """The folder of a policy adapter as the trainers save it, and the policy's logits."""
+    word_tokenizer().save_pretrained(base_folder)
+    how = {32: {}, 4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 8: {"load_in_8bit": True}}[request.param]
+    quantised = {"quantization_config": BitsAndBytesConfig(**how)} if how else {}
+    policy = with_adapter(AutoModelForCausalLM.from_pretrained(base_folder, **quantised), LORA)
+    ActorCritic(policy, None).save_pretrained(tmp_path / "policy")
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(tmp_path / "policy")
+    with torch.no_grad():
+        return tmp_path / "policy", policy.eval()(torch.arange(3, 20)[None]).logits, request.param
+
+
+def test_the_merged_model_is_plain_and_says_the_same(saved, tmp_path):
+    folder, logits, bits = saved
+    difference = merge(folder, tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert not getattr(model.config, "quantization_config", None)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    AutoTokenizer.from_pretrained(tmp_path / "merged")
+    # 8-bit layers round what they are given, too; float32 and 4-bit layers only their weights.
+    limit = {32: 1e-4, 4: 1e-3, 8: 0.1}[bits]
+    found = model(torch.arange(3, 20)[None]).logits
+    assert float((found - logits).abs().max()) < limit < float(logits.std())
+    assert 0 <= difference < limit
+
+
+def test_the_files_it_read_are_as_they_were(saved, tmp_path):
+    folder, *_ = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    merge(folder, tmp_path / "merged")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_nothing_is_written_over(saved, tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        merge(saved[0], tmp_path / "merged")
+
+
+def test_a_whole_model_has_nothing_to_merge(base_folder, tmp_path):
+    with pytest.raises(ValueError, match="holds no adapter"):
+        merge(base_folder, tmp_path / "merged")

@@ -1,0 +1,278 @@
+"""Policy, reference, critic and reward as adapters on one base, trained together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
+from hfrlhf.models.adapters import roles_of
+from hfrlhf.models.reward_model import last_token_scores
+from tests.conftest import word_tokenizer
+from tests.trainers.helpers import parameters, trainer, training_logs
+
+POLICY = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+VALUE = LoraConfig(r=2, target_modules=["k_proj", "down_proj"])
+REWARD = LoraConfig(r=3, target_modules=["o_proj", "up_proj"])
+BITS = {32: None, 4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+
+
+def quantization(bits: int) -> dict[str, Any]:
+    return {"quantization_config": BitsAndBytesConfig(**BITS[4])} if bits == 4 else {}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama wide enough for 4-bit blocks, with its tokenizer."""
+    tokenizer = word_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    folder = tmp_path_factory.mktemp("base")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[32, 4], ids=["float32", "4-bit"])
+def bits(request) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reward_adapter(base: Path, bits: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward adapter and its head, trained for two steps on that base in one call."""
+    folder = tmp_path_factory.mktemp("reward") / str(bits)
+    pairs = Dataset.from_dict({"chosen": ["the film is good", "a fine story"] * 8, "rejected": ["bad", "dull !"] * 8})
+    args = RewardConfig(
+        output_dir=str(folder), max_steps=2, learning_rate=1e-2, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    built = RewardTrainer(str(base), args, pairs, peft_config=REWARD, **quantization(bits))
+    built.train()
+    built.save_model()
+    return folder
+
+
+def one_base(base: Path, folder: Path, bits: int, reward: Any, **changes: Any) -> Any:
+    given = {"peft_config": LoraConfig(**POLICY), "value_model": VALUE, "model": str(base)} | quantization(bits)
+    if not isinstance(changes.get("model", ""), str):
+        given.pop("quantization_config", None)  # it is quantised already
+    given |= changes
+    return trainer(given.pop("model"), folder, AutoTokenizer.from_pretrained(base), reward_funcs=reward, **given)
+
+
+def base_bytes(built: Any) -> str:
+    """A hash of every parameter and buffer that belongs to no role."""
+    policy, digest = built.unwrapped().policy, hashlib.sha256()
+    roles = roles_of(policy)
+    for name, tensor in sorted(policy.state_dict().items()):
+        if name not in roles:
+            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_the_head_of_a_reward_adapter_is_trained_in_float32_and_saved(base, bits, reward_adapter):
+    loaded = load_reward_model(str(reward_adapter))
+    head = loaded.get_base_model().score.modules_to_save["default"]
+    assert head.weight.dtype == torch.float32 and head.weight.abs().max() > 0
+
+
+def test_one_base_is_loaded_once_and_scores_as_the_reward_model_alone(base, bits, reward_adapter, tmp_path):
+    built = one_base(base, tmp_path, bits, str(reward_adapter))
+    (source,) = built.reward.sources
+    assert source.policy is built.unwrapped().policy
+    assert built.reference.model is built.unwrapped().policy
+    rollouts, scores, original = [], [], built.reward.parts
+
+    def parts(completions):
+        found = original(completions)
+        rollouts.append(completions.rollout)
+        scores.append(next(iter(found.values())))
+        return found
+
+    built.reward.parts = parts
+    built.train()
+    alone = load_reward_model(str(reward_adapter), **quantization(bits)).eval()
+    for rollout, score in zip(rollouts, scores, strict=True):
+        expected = last_token_scores(alone, rollout.input_ids, rollout.attention_mask)
+        torch.testing.assert_close(score, expected, atol=2e-4, rtol=0)
+    assert torch.cat(scores).std() > 1e-3
+
+
+def test_each_role_moves_what_is_its_own_and_the_base_never(base, bits, reward_adapter, tmp_path):
+    built = one_base(base, tmp_path, bits, str(reward_adapter))
+    roles, before, bytes_before = roles_of(built.unwrapped().policy), parameters(built), base_bytes(built)
+    assert set(roles.values()) == {"default", "value", "reward"}
+    built.train()
+    after = parameters(built)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    by_role = {role: {f"policy.{n}" for n, r in roles.items() if r == role} for role in ("default", "value", "reward")}
+    assert moved & by_role["default"] and moved & by_role["value"] and not moved & by_role["reward"]
+    assert moved <= by_role["default"] | by_role["value"] | {"value_head.weight", "value_head.bias"}
+    assert base_bytes(built) == bytes_before
+
+
+def test_the_first_kl_is_exactly_zero(base, bits, reward_adapter, tmp_path):
+    built = one_base(base, tmp_path, bits, str(reward_adapter))
+    seen, original = [], built.after_rollout
+    built.after_rollout = lambda e: (seen.append((e.old_logprobs - e.ref_logprobs).abs().max()), original(e))[1]
+    built.train()
+    assert float(seen[0]) == 0.0 < float(seen[-1]) or len(seen) == 1
+
+
+def test_what_was_saved_loads_with_peft_and_goes_on(base, bits, reward_adapter, tmp_path):
+    built = one_base(base, tmp_path, bits, str(reward_adapter))
+    built.train()
+    built.save_model()
+    folder = tmp_path / "run"
+    assert {"adapter_model.safetensors", "value_head.safetensors", "value", "tokenizer.json", "README.md"} <= {
+        path.name for path in folder.iterdir()
+    }
+    stock = AutoPeftModelForCausalLM.from_pretrained(folder, **quantization(bits)).eval()
+    ids = torch.arange(3, 9)[None]
+    ours = built.unwrapped().policy.eval()(ids).logits
+    # On some processors stock 4-bit layers compute in bfloat16 once they are evaluated; ours are kept from it.
+    torch.testing.assert_close(stock(ids).logits, ours, atol=2e-4 if bits == 32 else 1e-2, rtol=0)
+    other = one_base(base, tmp_path / "other", bits, str(reward_adapter), seed=11)
+    other.unwrapped().load_saved(folder)
+    for (name, p), q in zip(parameters(built).items(), parameters(other).values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_resumed_run_equals_the_uninterrupted_one(base, bits, reward_adapter, tmp_path, checkpointing):
+    def run(resume=None):
+        settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 8, "gradient_checkpointing": checkpointing}
+        built = one_base(base, tmp_path, bits, str(reward_adapter), **settings)
+        built.train(resume_from_checkpoint=resume and str(tmp_path / "run" / f"checkpoint-{resume}"))
+        return built
+
+    whole = run()
+    expected = parameters(whole)
+    continued = run(3)
+    for name, p in parameters(continued).items():
+        assert torch.equal(p, expected[name]), name
+    assert training_logs(continued) == training_logs(whole)
+
+
+def test_starting_from_an_adapter_the_reference_is_that_adapter(base, bits, reward_adapter, tmp_path):
+    """KL exactly 0 against the policy it starts from, and clearly not against the raw base."""
+    model = AutoModelForCausalLM.from_pretrained(base, **quantization(bits))
+    start = PeftModel(model, LoraConfig(**POLICY))
+    with torch.no_grad():
+        for name, parameter in start.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.5)
+    built = one_base(base, tmp_path, bits, str(reward_adapter), model=start, peft_config=None)
+    seen, original = [], built.after_rollout
+    built.after_rollout = lambda e: (seen.append(e), original(e))[1]
+    built.train()
+    assert torch.equal(seen[0].old_logprobs, seen[0].ref_logprobs)
+
+
+# ---- What cannot work is refused before any training ------------------------------------------------------------
+
+
+def spoiled(folder: Path, tmp_path: Path, settings: dict[str, Any] | None = None, weights: Any = None) -> Path:
+    """A copy of a reward adapter with other settings, or other weights."""
+    copied = tmp_path / "spoiled"
+    shutil.copytree(folder, copied)
+    file = copied / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | (settings or {})))
+    if weights is not None:
+        save_file(weights(load_file(copied / "adapter_model.safetensors")), copied / "adapter_model.safetensors")
+    return copied
+
+
+def without_head(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if "score" not in name}
+
+
+def narrower(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n: t[:, :32].contiguous() if ".lora_A." in n else t for n, t in weights.items()}
+
+
+def other_modules(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("layers.1.", "layers.7."): tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "message"),
+    [
+        ({"base_model_name_or_path": "somebody/else"}, None, "was trained on 'somebody/else', the policy's base is"),
+        ({"task_type": "CAUSAL_LM"}, None, "task type CAUSAL_LM"),
+        ({}, without_head, "no head"),
+        ({}, narrower, "does not fit the policy's base: .* has width 64 there"),
+        ({}, other_modules, "layers.7.* has no counterpart"),
+    ],
+    ids=["another base", "another kind", "no head", "another width", "another depth"],
+)
+def test_a_reward_adapter_that_does_not_fit(base, bits, reward_adapter, tmp_path, settings, weights, message):
+    with pytest.raises(ValueError, match=message):
+        one_base(base, tmp_path, bits, str(spoiled(reward_adapter, tmp_path, settings, weights)))
+
+
+def test_a_reward_adapter_of_another_quantisation(base, bits, reward_adapter, tmp_path):
+    with pytest.raises(ValueError, match="the same quantisation, or pass `load_reward_model"):
+        one_base(base, tmp_path, 36 - bits, str(reward_adapter))
+
+
+def test_a_second_reward_adapter(base, bits, reward_adapter, tmp_path):
+    with pytest.raises(ValueError, match="one reward adapter shares the policy's base"):
+        one_base(base, tmp_path, bits, [str(reward_adapter), str(reward_adapter)])
+
+
+def test_a_reward_adapter_may_bring_a_base_of_its_own(base, bits, reward_adapter, tmp_path):
+    apart = load_reward_model(str(reward_adapter), **quantization(bits))
+    built = one_base(base, tmp_path, bits, [str(reward_adapter), apart])
+    built.train()
+    one, other = built.reward.parts(built.describe(built.cycle.experience, built.prompts)).values()
+    torch.testing.assert_close(one, other.cpu(), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("role", ["peft_config", "value_model"])
+def test_target_modules_that_match_nothing(base, bits, tmp_path, role):
+    config = LoraConfig(target_modules=["w_query"], task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match=r"w_query.* not found in the base model"):
+        one_base(base, tmp_path, bits, lambda completions: [0.0] * len(completions), **{role: config})
+
+
+def test_a_quantised_model_without_an_adapter(base, tmp_path):
+    with pytest.raises(ValueError, match=r"quantised .* pass `peft_config=LoraConfig"):
+        one_base(base, tmp_path, 4, lambda completions: [0.0] * len(completions), peft_config=None, value_model=None)
+
+
+def test_a_quantised_base_that_was_not_prepared(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **quantization(4))
+    with pytest.raises(ValueError, match="prepare_model_for_kbit_training"):
+        one_base(
+            *(base, tmp_path, 4, lambda completions: [0.0] * len(completions)),
+            model=PeftModel(model, LoraConfig(**POLICY)),
+            peft_config=None,
+        )
+
+
+def test_a_critic_as_an_adapter_on_a_policy_that_trains_whole(base, tmp_path):
+    with pytest.raises(ValueError, match="pass `peft_config=LoraConfig"):
+        one_base(base, tmp_path, 32, lambda completions: [0.0] * len(completions), peft_config=None)
