@@ -25,7 +25,7 @@ from .checkpoints import (
     write_training_args,
 )
 from .policy_card import policy_card
-from .start_report import check_warm_up, planned_steps, start_report
+from .start_report import planned_steps, start_report, warn_of_warm_up
 
 logger = logging.get_logger(__name__)
 
@@ -51,10 +51,9 @@ class RunState:
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
-            ValueError: no checkpoint to resume from, or one of another batch arithmetic; a critic's warm-up as long as
-                the run.
+            ValueError: no checkpoint to resume from, or one of another batch arithmetic.
         """
-        check_warm_up(self)
+        warn_of_warm_up(self)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:

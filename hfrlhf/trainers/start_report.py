@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 MIB = 2**20
@@ -51,17 +52,14 @@ def planned_rollouts(trainer: Any) -> int:
     return math.ceil(planned_steps(trainer) / trainer.args.steps_per_rollout)
 
 
-def check_warm_up(trainer: Any) -> None:
-    """Refuse a run in which the policy never gets its turn.
-
-    Raises:
-        ValueError: the critic's warm-up takes every rollout.
-    """
+def warn_of_warm_up(trainer: Any) -> None:
+    """Say so where the critic's warm-up takes the whole run: a critic can be trained alone, but it should be meant."""
     rollouts, warm_up = planned_rollouts(trainer), trainer.args.critic_warmup_rollouts
     if 0 < rollouts <= warm_up:
-        raise ValueError(
-            f"`critic_warmup_rollouts={warm_up}` takes all {rollouts} rollouts of the run, so the policy would never "
-            "train; lower it, or raise `max_steps` or `num_train_epochs`"
+        warnings.warn(
+            f"`critic_warmup_rollouts={warm_up}` takes all {rollouts} rollouts of the run, so the policy never trains; "
+            "lower it, or raise `max_steps` or `num_train_epochs`, unless only the critic is to learn",
+            stacklevel=3,
         )
 
 

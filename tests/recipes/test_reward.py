@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ import torch
 import yaml
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl import ModelConfig
 
 from hfrlhf.data.loading import load_splits
 from hfrlhf.data.preferences import prepare_pairs
@@ -109,6 +111,8 @@ def test_a_configuration_says_how_it_was_run_and_holds_valid_settings(path: Path
     settings = yaml.safe_load(text)
     given = {name: settings.pop(name) for name in ("model_name_or_path", "dataset_name")}
     assert all(not Path(value).is_absolute() for value in given.values())
+    of_model = {field.name for field in dataclasses.fields(ModelConfig)} - {"dtype"}
+    ModelConfig(**{name: settings.pop(name) for name in of_model & settings.keys()})
     RewardConfig(**settings | {"output_dir": str(tmp_path)})
 
 
