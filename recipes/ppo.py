@@ -67,6 +67,8 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
                 f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it (the embedded "
                 "demo takes no settings)"
             )
+    if script.merge and not model.use_peft:
+        raise SystemExit("--merge merges an adapter into its base, but without --use_peft there is none")
     if not args.resume_from_checkpoint:
         check_output_dir(args.output_dir)
     data = load_splits(script.dataset_name, script.dataset_config)
@@ -90,11 +92,11 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_state()
     trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub()
     if script.merge and trainer.is_world_process_zero():
         difference = merge(args.output_dir, f"{args.output_dir}/merged")
         print(f"merged model in {args.output_dir}/merged: its logits differ by at most {difference:.2g}")
-    if args.push_to_hub:
-        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

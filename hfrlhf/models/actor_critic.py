@@ -71,6 +71,8 @@ class ActorCritic(nn.Module):
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
         self.value_head = zero_value_head(policy, value_model) if isinstance(value_model, str) else None
         self.has_value_adapter = value_model == "adapter"
+        if isinstance(policy, PeftModel) and checkpoints_activations(causal_lm(policy)):
+            self.activation_checkpointing_enable()  # once more, so that each block remembers its adapter
         check_head(policy)
 
     def forward(
@@ -216,6 +218,11 @@ class ActorCritic(nn.Module):
             load_adapter_weights(self.policy, folder / VALUE_ADAPTER, VALUE_ADAPTER)
         if self.value_model is not None:
             load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
+
+
+def checkpoints_activations(model: Any) -> bool:
+    """Whether a transformers model recomputes activations in the backward pass, whoever switched that on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def zero_value_head(policy: Any, kind: str) -> nn.Linear:

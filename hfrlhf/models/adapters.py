@@ -35,16 +35,17 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
 
     Raises:
         ValueError: a quantised model without adapter; an adapter model and `peft_config`; an adapter that is not made
-            of weights beside the base (prompt tuning and its kind).
+            of weights beside the base (prompt tuning and its kind), or that changes the base's.
     """
     refuse_untrainable(model, peft_config)
     if isinstance(model, PeftModel):
         return _continue_adapter(model, peft_config)
     if peft_config is None:
         return model
-    base = prepare_quantized(model, gradient_checkpointing)
-    policy = new_adapter(base, peft_config, seed)
-    _refuse_prompt_learning(policy)
+    refuse_what_changes_the_base(peft_config, "the policy's adapter")
+    config = copy.deepcopy(peft_config)  # PEFT and `disable_dropout` write into it
+    config.task_type = "CAUSAL_LM"
+    policy = new_adapter(prepare_quantized(model, gradient_checkpointing), config, seed)
     disable_dropout(policy)
     return policy
 
@@ -62,7 +63,7 @@ def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
             "the model already has an adapter and `peft_config` asks for another; pass one of the two (merge the "
             "first with `model.merge_and_unload()` if it should be part of the base)"
         )
-    _refuse_prompt_learning(model)
+    refuse_what_changes_the_base(model.peft_config.get(POLICY_ADAPTER), "the policy's adapter")
     check_prepared(model)
     if POLICY_ADAPTER not in model.peft_config:
         raise ValueError(f"the adapter to train must be named 'default'; the model has {sorted(model.peft_config)}")
@@ -70,10 +71,27 @@ def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
     return model
 
 
-def _refuse_prompt_learning(model: PeftModel) -> None:
-    config = model.peft_config[POLICY_ADAPTER]
+def refuse_what_changes_the_base(config: Any, role: str) -> None:
+    """Refuse an adapter whose training, or whose first weights, would change the base: other roles stand on it too.
+
+    Raises:
+        ValueError: prompt learning, trained biases, or an initialisation that takes something out of the base.
+    """
+    if config is None:
+        return
     if config.is_prompt_learning:
         raise ValueError(f"{config.peft_type} changes the prompt, not the weights; use LoRA (peft.LoraConfig) instead")
+    if getattr(config, "bias", "none") != "none":
+        raise ValueError(
+            f"{role} has bias={config.bias!r}: the base's biases would train, and with its adapter off the policy "
+            "would no longer be the reference; use bias='none'"
+        )
+    init = getattr(config, "init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in ("gaussian", "orthogonal"):
+        raise ValueError(
+            f"{role} has init_lora_weights={init!r}, which rewrites the weights of the base, and every role stands on "
+            "them; use True, 'gaussian' or 'orthogonal'"
+        )
 
 
 def add_reference_adapter(model: PeftModel) -> None:
@@ -109,8 +127,7 @@ def add_value_adapter(model: Any, value_config: Any, seed: int) -> None:
 
 def add_adapter(model: PeftModel, name: str, config: Any) -> None:
     """One more adapter, without a head of its own; the policy's is active afterwards, and what trains still trains."""
-    if config.is_prompt_learning:
-        raise ValueError(f"{config.peft_type} changes the prompt, not the weights; use LoRA (peft.LoraConfig) instead")
+    refuse_what_changes_the_base(config, f"the adapter {name!r}")
     config = copy.deepcopy(config)
     # PEFT's own idea of a head: with two adapters active in turn, `score()` would silently be the wrong one.
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False

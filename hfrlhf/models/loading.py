@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -14,7 +14,7 @@ from .adapters import add_value_adapter
 from .checks import check_same_vocabulary, check_trainable
 from .dropout import disable_dropout
 from .names import as_name, hub_keywords, is_adapter
-from .quantization import is_quantized
+from .quantization import check_saved_quantization, is_quantized, prepare_quantized
 from .reward_head import head_of, with_score_head
 from .reward_model import load_reward_model
 
@@ -51,9 +51,12 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
 def _load_causal(name: str, kwargs: dict[str, Any]) -> Any:
     where = hub_keywords(kwargs)
     if is_adapter(name, kwargs):
-        base = PeftConfig.from_pretrained(name, **where).base_model_name_or_path
-        options = _trainable_precision(AutoConfig.from_pretrained(base), kwargs)
-        return AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **options)
+        place: Any = PeftConfig.from_pretrained(name, **where).base_model_name_or_path
+        check_saved_quantization(name, kwargs.get("quantization_config"))
+        options = _trainable_precision(AutoConfig.from_pretrained(place), kwargs)
+        elsewhere = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+        base = prepare_quantized(AutoModelForCausalLM.from_pretrained(place, **elsewhere), False)
+        return PeftModel.from_pretrained(base, name, is_trainable=True, **where)
     config = AutoConfig.from_pretrained(name, **where)
     _refuse_encoder_decoder(config, name)
     return AutoModelForCausalLM.from_pretrained(name, **_trainable_precision(config, kwargs))

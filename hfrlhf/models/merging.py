@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, load_peft_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import cached_file
@@ -33,19 +33,22 @@ def merge(adapter: Any, output_dir: str | Path) -> float:
         vocabulary at 64 positions.
 
     Raises:
-        ValueError: no adapter. FileExistsError: the output folder holds something already.
+        ValueError: no adapter, or a reward model's. FileExistsError: the output folder holds something already.
     """
     name, target = str(as_name(adapter)), Path(output_dir)
     if not is_adapter(name, {}):
         raise ValueError(f"{name} holds no adapter (adapter_config.json); pass what a trainer with `peft_config` saved")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} holds something already; choose another folder for the merged model")
+    if PeftConfig.from_pretrained(name).task_type == "SEQ_CLS":
+        raise ValueError(f"{name} is a reward model's adapter; a policy's is merged into a language model")
+    tokenizer = AutoTokenizer.from_pretrained(name)
     before = _logits(PeftModel.from_pretrained(_base(name), name))
-    merged: Any = PeftModel.from_pretrained(_dequantised(_base(name)), name).merge_and_unload()
-    difference = float((_logits(merged) - before).abs().max())
+    merged: Any = PeftModel.from_pretrained(_untied(_dequantised(_base(name)), name), name).merge_and_unload()
     merged.save_pretrained(target)
-    AutoTokenizer.from_pretrained(name).save_pretrained(target)
-    return difference
+    tokenizer.save_pretrained(target)
+    # Of what was written, not of what was meant to be: a weight lost in saving would show.
+    return float((_logits(AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)) - before).abs().max())
 
 
 def _base(name: str) -> Any:
@@ -63,6 +66,17 @@ def _base(name: str) -> Any:
 
 def _dequantised(base: Any) -> Any:
     return base.dequantize().float() if is_quantized(base) else base
+
+
+def _untied(base: Any, name: str) -> Any:
+    """The base with a vocabulary head of its own where the adapter changes head or embedding, and they were one."""
+    changed = {part for key in load_peft_weights(name, device="cpu") for part in key.split(".")}
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    names = {n.rpartition(".")[2] for n, module in base.named_modules() if module is head or module is embedding}
+    if head.weight is embedding.weight and names & changed:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = False
+    return base
 
 
 @torch.no_grad()

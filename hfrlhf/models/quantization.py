@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, prepare_model_for_kbit_training
+from transformers.utils import cached_file
 
 QUANTIZATION_FILE = "quantization.json"
 
@@ -22,7 +23,10 @@ def quantization_of(model: Any) -> dict[str, Any] | None:
     config = getattr(base.config, "quantization_config", None)
     if config is None or not is_quantized(base):
         return None
-    said = config if isinstance(config, dict) else config.to_dict()
+    return _relevant(config if isinstance(config, dict) else config.to_dict())
+
+
+def _relevant(said: dict[str, Any]) -> dict[str, Any]:
     names = ("quant_method", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
     return {name: str(getattr(said.get(name), "value", said.get(name))) for name in names if name in said}
 
@@ -34,6 +38,28 @@ def save_quantization(model: Any, folder: str | Path) -> None:
         settings: Any = base.config.quantization_config
         text = json.dumps(settings if isinstance(settings, dict) else settings.to_dict(), indent=2, default=str)
         (Path(folder) / QUANTIZATION_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def check_saved_quantization(name: str, given: Any) -> None:
+    """Refuse to put an adapter on a base of another quantisation than the one it was saved with.
+
+    Args:
+        name: folder or Hub name of the adapter. given: the quantisation that the base is to be loaded with, or None.
+
+    Raises:
+        ValueError: they differ; nothing is said about an adapter that was saved without a word on it.
+    """
+    saved = cached_file(name, QUANTIZATION_FILE, _raise_exceptions_for_missing_entries=False)
+    if not saved:
+        return
+    theirs = _relevant(json.loads(Path(saved).read_text(encoding="utf-8")))
+    ours = None if given is None else _relevant(given if isinstance(given, dict) else given.to_dict())
+    if theirs != ours:
+        raise ValueError(
+            f"the adapter {name} was trained on a base quantised as {theirs}, and is to be put on one in "
+            f"{ours or 'full precision'}: its policy would be another; pass `quantization_config="
+            "BitsAndBytesConfig(...)` with those settings, or merge it first (`hfrlhf.merge`)"
+        )
 
 
 def refuse_untrainable(model: Any, peft_config: Any) -> None:

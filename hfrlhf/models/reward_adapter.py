@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from .adapters import REWARD_ADAPTER, add_adapter
+from .adapters import REWARD_ADAPTER, add_adapter, roles_of
 from .quantization import quantization_of
 from .reward_building import ADAPTER_SETTINGS
 from .reward_head import ScoreHead, without_wrapper
@@ -30,6 +30,7 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
     config: Any = PeftConfig.from_pretrained(name)
     if config.task_type != "SEQ_CLS":
         raise ValueError(f"the adapter {name} is of task type {config.task_type}; a reward model's is SEQ_CLS")
+    _refuse_more_than_lora(name, config)
     if REWARD_ADAPTER in policy.peft_config:
         raise ValueError(f"one reward adapter shares the policy's base; pass the other as {_apart(name)}")
     settings = _settings(name)
@@ -37,10 +38,32 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
     weights = load_peft_weights(name, device="cpu")
     head = _head(name, {key: tensor for key, tensor in weights.items() if ".score." in key})
     _refuse_other_shapes(policy, name, weights)
+    config.init_lora_weights = True  # what it began with does not matter, and some beginnings rewrite the base
     add_adapter(policy, REWARD_ADAPTER, config)
     body = {key: tensor for key, tensor in weights.items() if ".score." not in key}
+    _refuse_other_parts(policy, name, body)
     set_peft_model_state_dict(policy, body, adapter_name=REWARD_ADAPTER)
     return head, float(settings.get("reward_shift", 0.0))
+
+
+def _refuse_more_than_lora(name: str, config: Any) -> None:
+    """What a reward adapter changes besides its own matrices would be changed for every role."""
+    more = sorted(set(config.modules_to_save or []) - {"score", "classifier"})
+    if more or getattr(config, "bias", "none") != "none":
+        also = ", ".join(more) or f"the biases (bias={config.bias!r})"
+        raise ValueError(
+            f"the reward adapter {name} also trained {also} of its base, which the policy's base cannot take over; "
+            f"train it without, or pass {_apart(name)}"
+        )
+
+
+def _refuse_other_parts(policy: PeftModel, name: str, body: dict[str, Tensor]) -> None:
+    takes = sum(role == REWARD_ADAPTER for role in roles_of(policy).values())
+    if len(body) != takes:
+        raise ValueError(
+            f"the reward adapter {name} has {len(body)} matrices where the policy's base takes {takes}: it was trained "
+            f"on another base; pass {_apart(name)}"
+        )
 
 
 def _apart(name: str) -> str:

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from .names import hub_keywords, is_adapter
-from .quantization import keep_training_format
+from .quantization import keep_training_format, prepare_quantized
 from .reward_head import head_of, with_score_head, without_wrapper
 
 # Written beside an adapter, whose folder must have no config.json: with one, transformers would take the folder for a
@@ -49,6 +49,7 @@ def _from_adapter(name: str, kwargs: dict[str, Any]) -> PeftModel:
             "reward model on it, merge it into its base first (`merge_and_unload`)"
         )
     base, _ = from_name(peft_config.base_model_name_or_path, kwargs)
+    base = prepare_quantized(base, False)
     model = PeftModel.from_pretrained(base, name, is_trainable=True)
     saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
     settings = json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}

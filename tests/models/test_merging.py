@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from hfrlhf import merge
 from hfrlhf.models.actor_critic import ActorCritic
@@ -62,3 +62,24 @@ def test_nothing_is_written_over(saved, tmp_path):
 def test_a_whole_model_has_nothing_to_merge(base_folder, tmp_path):
     with pytest.raises(ValueError, match="holds no adapter"):
         merge(base_folder, tmp_path / "merged")
+
+
+def test_tied_embeddings_come_apart_where_the_adapter_changes_one_of_them(tmp_path):
+    tokenizer = word_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    lora = LoraConfig(r=4, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    policy = with_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), lora)
+    ActorCritic(policy, None).save_pretrained(tmp_path / "policy")
+    assert merge(tmp_path / "policy", tmp_path / "merged") < 1e-4
+    ids = torch.arange(3, 9)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(ids).logits, policy.eval()(ids).logits, atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hfrlhf.models.actor_critic import ActorCritic
@@ -25,15 +25,20 @@ def shared(folder: Path, bits: int, checkpointing: bool) -> ActorCritic:
     quantised = {"quantization_config": BitsAndBytesConfig(**options)} if bits == 4 else {}
     policy = with_adapter(AutoModelForCausalLM.from_pretrained(folder, **quantised), POLICY, checkpointing, seed=0)
     add_value_adapter(policy, VALUE, seed=1)
-    built = ActorCritic(policy, "adapter")
+    built = filled(ActorCritic(policy, "adapter"))
+    if checkpointing:
+        built.activation_checkpointing_enable()
+    return built.train()
+
+
+def filled(built: ActorCritic) -> ActorCritic:
+    """What trains, with weights that are not 0: a function of nothing."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    if checkpointing:
-        built.activation_checkpointing_enable()
-    return built.train()
+    return built
 
 
 def losses(built: ActorCritic, rollout: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,3 +131,23 @@ def test_policy_and_critic_survive_saving(base_folder, tmp_path):
     stock = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(1, 6)[None]
     torch.testing.assert_close(stock(ids).logits, copy.deepcopy(saved.policy).eval()(ids).logits)
+
+
+@pytest.mark.parametrize("how", ["the base's own switch", "peft's preparation"])
+def test_checkpointing_that_was_on_before_remembers_the_adapters_too(base_folder, how):
+    """Switched on by the user, on the base, before any adapter."""
+    rollout = ragged_rollout()
+    expected = {role: alone(base_folder, 32, role, rollout) for role in ("policy", "value")}
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    if how == "peft's preparation":
+        base = prepare_model_for_kbit_training(base)
+    else:
+        base.gradient_checkpointing_enable()
+        base.enable_input_require_grads()
+    policy = with_adapter(base, POLICY, seed=0)
+    add_value_adapter(policy, VALUE, seed=1)
+    built = filled(ActorCritic(policy, "adapter")).train()
+    sum(losses(built, rollout)).backward()
+    found = gradients(built)
+    for name, gradient in (expected["policy"] | expected["value"]).items():
+        assert (found[name] - gradient).norm() / gradient.norm() < 1e-5, name
