@@ -67,7 +67,7 @@ def _refuse_other_parts(policy: PeftModel, name: str, body: dict[str, Tensor]) -
 
 
 def _apart(name: str) -> str:
-    return f"`load_reward_model({name!r})`, which loads it with a base of its own"
+    return f"`load_reward_model({name!r}, quantization_config=…)`, which loads it with a base of its own"
 
 
 def _settings(name: str) -> dict[str, Any]:
