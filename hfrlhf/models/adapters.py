@@ -192,6 +192,7 @@ def recompute_with_same_adapter(model: PeftModel) -> Callable[[], Contexts]:
     """
 
     def contexts() -> Contexts:
+        """For the forward pass, and for the recomputation of the same block."""
         return nullcontext(), adapter(model, str(model.active_adapter))
 
     return contexts

@@ -24,8 +24,8 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
         policy: with its own adapter. name: folder or Hub name of what `RewardTrainer` saved with a `peft_config`.
 
     Raises:
-        ValueError: a second reward adapter, one of another base (name, shape or quantisation) or of another kind, or
-            one without its head.
+        ValueError: a second reward adapter, one of another base (name, shape or quantisation) or of another kind, one
+            that changed its base besides, or one without its head.
     """
     config: Any = PeftConfig.from_pretrained(name)
     if config.task_type != "SEQ_CLS":
