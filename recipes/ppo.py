@@ -12,17 +12,22 @@ several of them, which are summed. Examples:
     accelerate launch recipes/ppo.py --config recipes/configs/ppo_reviews.yaml --use_peft --push_to_hub
 """
 
+import gc
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer, merge
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
+from hfrlhf.models.merging import check_merge_target
 from hfrlhf.rewards.sources import reward_from_name
 from hfrlhf.trainers.callbacks import CompletionsCallback, CurvesCallback
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+from accelerate import PartialState
 
 SHOWN = {
     "data and models": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype reward_funcs "
@@ -44,7 +49,10 @@ class PPOArguments(ScriptArguments):
 
     reward_funcs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Reward models (Hub names or folders) and Python functions (FILE.py:FUNCTION), summed."},
+        metadata={
+            "help": "Reward models (Hub names or folders) and Python functions (FILE.py:FUNCTION), summed. A reward "
+            "adapter shares the policy's base; own:FOLDER gives it one of its own."
+        },
     )
     value_model: str | None = field(
         default=None,
@@ -59,7 +67,7 @@ class PPOArguments(ScriptArguments):
 
 
 def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
-    """Load, train, evaluate, save, push."""
+    """Check what can be checked before anything is loaded, train, and merge where that is asked for."""
     needed = {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}
     for name, value in (needed | {"reward_funcs": script.reward_funcs}).items():
         if not value:
@@ -69,8 +77,17 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
             )
     if script.merge and not model.use_peft:
         raise SystemExit("--merge merges an adapter into its base, but without --use_peft there is none")
+    if script.merge:
+        check_merge_target(Path(args.output_dir, "merged"))
     if not args.resume_from_checkpoint:
         check_output_dir(args.output_dir)
+    train(script, args, model, trainer_class)
+    if script.merge:
+        write_merged(args.output_dir)
+
+
+def train(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
+    """Load, train, evaluate, save, push."""
     data = load_splits(script.dataset_name, script.dataset_config)
     loading = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     given = {name: value for name, value in loading.items() if value is not None}
@@ -94,9 +111,16 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
     trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()
-    if script.merge and trainer.is_world_process_zero():
-        difference = merge(args.output_dir, f"{args.output_dir}/merged")
-        print(f"merged model in {args.output_dir}/merged: its logits differ by at most {difference:.2g}")
+
+
+def write_merged(output_dir: str) -> None:
+    """The saved adapter merged into its base, by the main process; the others wait for it."""
+    gc.collect()  # the trainer and its models are gone now, and the base is loaded anew
+    processes = PartialState()
+    if processes.is_main_process:
+        difference = merge(output_dir, f"{output_dir}/merged")
+        print(f"merged model in {output_dir}/merged: its logits differ by at most {difference:.2g}")
+    processes.wait_for_everyone()
 
 
 if __name__ == "__main__":

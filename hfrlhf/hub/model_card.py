@@ -39,7 +39,8 @@ class CardFacts:
 
     `model_name` is the Hub name or folder to load from, `task` the Hub's pipeline tag ("text-generation",
     "text-classification"), `library` "transformers" or "peft". `samples` are rows of one table, keys as headings.
-    `figures` are pictures that lie beside the card, `example` is a prompt to try. A base model or dataset given as a
+    `figures` are pictures that lie beside the card, `example` is a prompt to try, `quantization` what an adapter's base
+    is loaded with (arguments of `BitsAndBytesConfig`). A base model or dataset given as a
     local path is named in the text by its last part only and left out of the metadata, which holds Hub names alone.
     """
 
@@ -58,6 +59,7 @@ class CardFacts:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     command: str | None = None
     example: str = "Once upon a time"
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
 
@@ -162,6 +164,20 @@ from transformers import AutoTokenizer
 model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
 output = model.generate(**tokenizer({example}, return_tensors="pt"), max_new_tokens=64)
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+    ("text-generation", "peft, quantised"): """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig
+base = BitsAndBytesConfig({quantization})  # the adapter was trained on its base in this form
+model = AutoPeftModelForCausalLM.from_pretrained({name}, quantization_config=base)
+tokenizer = AutoTokenizer.from_pretrained({name})
+output = model.generate(**tokenizer({example}, return_tensors="pt"), max_new_tokens=64)
+print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+    ("text-classification", "peft"): """\
+from hfrlhf import load_reward_model
+from transformers import AutoTokenizer
+model, tokenizer = load_reward_model({name}).eval(), AutoTokenizer.from_pretrained({name})  # with head and shift
+logits = model(**tokenizer("A prompt and its response" + tokenizer.eos_token, return_tensors="pt")).logits
+print(logits.item() - model.config.reward_shift)  # the score; 0 is that of a reference response""",
     ("text-classification", "transformers"): """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 model, tokenizer = AutoModelForSequenceClassification.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
@@ -171,8 +187,12 @@ print(logits.item() - getattr(model.config, "reward_shift", 0.0))  # the score; 
 
 
 def _usage(facts: CardFacts) -> str:
-    template = _USAGE.get((facts.task, facts.library), "")
-    return _code("python", template.format(name=repr(facts.model_name), example=repr(facts.example)))
+    kind = facts.library
+    if facts.quantization and facts.task == "text-generation":
+        kind = f"{kind}, quantised"
+    options = ", ".join(f"{name}={value!r}" for name, value in facts.quantization.items())
+    words = {"name": repr(facts.model_name), "example": repr(facts.example), "quantization": options}
+    return _code("python", _USAGE.get((facts.task, kind), "").format(**words))
 
 
 def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -34,8 +34,9 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
     address of a new adapter's weights.
 
     Raises:
-        ValueError: a quantised model without adapter; an adapter model and `peft_config`; an adapter that is not made
-            of weights beside the base (prompt tuning and its kind), or that changes the base's.
+        ValueError: a quantised model without adapter; an adapter model and `peft_config`; one that another trainer
+            used and left its adapters on; an adapter that is not made of weights beside the base (prompt tuning and
+            its kind), or that changes the base's.
     """
     refuse_untrainable(model, peft_config)
     if isinstance(model, PeftModel):
@@ -43,6 +44,11 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
     if peft_config is None:
         return model
     refuse_what_changes_the_base(peft_config, "the policy's adapter")
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model already has an adapter's layers in it: an earlier trainer put one on it in place; pass that "
+            "trainer's policy (`trainer.model.policy`) without `peft_config`, or load the base anew"
+        )
     config = copy.deepcopy(peft_config)  # PEFT and `disable_dropout` write into it
     config.task_type = "CAUSAL_LM"
     policy = new_adapter(prepare_quantized(model, gradient_checkpointing), config, seed)
@@ -67,6 +73,12 @@ def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
     check_prepared(model)
     if POLICY_ADAPTER not in model.peft_config:
         raise ValueError(f"the adapter to train must be named 'default'; the model has {sorted(model.peft_config)}")
+    left = sorted({REFERENCE_ADAPTER, VALUE_ADAPTER, REWARD_ADAPTER} & model.peft_config.keys())
+    if left:
+        raise ValueError(
+            f"the model still has the adapters {left} of another trainer; save what you need of them and remove them "
+            "(`model.delete_adapter(name)`), or load the policy anew from its folder"
+        )
     add_reference_adapter(model)
     return model
 

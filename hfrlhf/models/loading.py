@@ -127,7 +127,10 @@ def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module 
 def _load_critic(value_model: Any) -> tuple[Any, bool]:
     """A reward model all of whose weights can train, and whether its head is new."""
     if isinstance(value_model, str):
-        critic, is_new_head = load_reward_model(value_model, return_new_head=True, dtype=torch.float32)
+        # All of a critic trains, so the base of an adapter comes in full precision, whatever it was in training.
+        precision: dict[str, Any] = {"dtype": torch.float32}
+        precision |= {"quantization_config": None} if is_adapter(value_model, {}) else {}
+        critic, is_new_head = load_reward_model(value_model, return_new_head=True, **precision)
         _refuse_quantized_critic(critic)
     else:
         _refuse_quantized_critic(value_model)

@@ -2,70 +2,105 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import cached_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .names import as_name, is_adapter
-from .quantization import QUANTIZATION_FILE, is_quantized, keep_training_format
+from .quantization import is_quantized, keep_training_format, saved_quantization
 
 PROBE_TOKENS = 64
 
 
-def merge(adapter: Any, output_dir: str | Path) -> float:
+def merge(adapter: Any, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> float:
     """Write a policy adapter and its base as one plain model; returns how far its logits are from the adapter's.
 
     A 4-bit or 8-bit base is dequantised first and merged then: the policy was trained on the weights that those bits
-    stand for, and merging into the bits would round it once more (differences of 0.5 to 2 in the logits). The model is
-    in float32, loads with stock `AutoModelForCausalLM`, and has the adapter's tokenizer beside it.
+    stand for, and merging into the bits would round it once more (differences of 0.5 to 2 in the logits). The sum is
+    made in float32. The model loads with stock `AutoModelForCausalLM`, and has the adapter's tokenizer beside it. The
+    folder appears when it is complete.
 
     Args:
         adapter: folder or Hub name of a policy adapter that a trainer saved. output_dir: new or empty.
+        dtype: what the weights are written in; in bfloat16 the folder is half as large and the logits differ by
+            bfloat16's rounding.
 
     Returns:
         the largest absolute difference between the logits of adapter and merged model, over every token of the
         vocabulary at 64 positions.
 
     Raises:
-        ValueError: no adapter, or a reward model's. FileExistsError: the output folder holds something already.
+        ValueError: no adapter, a reward model's, or one that does not say what base it stands on.
+        FileExistsError: the output folder holds something already.
+        OSError: the base it stands on is not there.
     """
     name, target = str(as_name(adapter)), Path(output_dir)
-    if not is_adapter(name, {}):
-        raise ValueError(f"{name} holds no adapter (adapter_config.json); pass what a trainer with `peft_config` saved")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} holds something already; choose another folder for the merged model")
-    if PeftConfig.from_pretrained(name).task_type == "SEQ_CLS":
-        raise ValueError(f"{name} is a reward model's adapter; a policy's is merged into a language model")
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    check_merge_target(target)
+    _check_policy_adapter(name)
     before = _logits(PeftModel.from_pretrained(_base(name), name))
     merged: Any = PeftModel.from_pretrained(_untied(_dequantised(_base(name)), name), name).merge_and_unload()
-    merged.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    # Of what was written, not of what was meant to be: a weight lost in saving would show.
-    return float((_logits(AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)) - before).abs().max())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
+        staged = Path(staging, "model")
+        merged.to(dtype).save_pretrained(staged)
+        _tokenizer(name).save_pretrained(staged)
+        # Of what was written, not of what was meant to be: a weight lost in saving would show.
+        after = _logits(AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32))
+        staged.rename(target)  # on to an empty folder it is allowed
+    return float((after - before).abs().max())
+
+
+def check_merge_target(target: Path) -> None:
+    """Refuse a folder in which something is already, before there is anything to lose.
+
+    Raises:
+        FileExistsError: the path is a file, or a folder that is not empty.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} holds something already; choose another folder for the merged model")
+
+
+def _check_policy_adapter(name: str) -> None:
+    if not is_adapter(name, {}):
+        raise ValueError(f"{name} holds no adapter (adapter_config.json); pass what a trainer with `peft_config` saved")
+    config: Any = PeftConfig.from_pretrained(name)
+    if config.task_type == "SEQ_CLS":
+        raise ValueError(f"{name} is a reward model's adapter; a policy's is merged into a language model")
+    if not config.base_model_name_or_path:
+        raise ValueError(
+            f"the adapter {name} does not say what base it stands on: its policy was a model in memory without a name; "
+            "write the base's folder or Hub name as `base_model_name_or_path` into its adapter_config.json"
+        )
+
+
+def _tokenizer(name: str) -> Any:
+    """The one saved with the adapter, else the base's."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        config: Any = PeftConfig.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(config.base_model_name_or_path)
 
 
 def _base(name: str) -> Any:
     """The adapter's base as it was trained on: in float32, or quantised in the same way."""
     config: Any = PeftConfig.from_pretrained(name)
-    saved = cached_file(name, QUANTIZATION_FILE, _raise_exceptions_for_missing_entries=False)
     how: dict[str, Any] = {"dtype": torch.float32}
-    if saved:
-        settings = json.loads(Path(saved).read_text(encoding="utf-8"))
-        how["quantization_config"] = BitsAndBytesConfig.from_dict(settings)
+    if (saved := saved_quantization(name)) is not None:
+        how["quantization_config"] = saved
     base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, **how)
     keep_training_format(base)
     return base
 
 
 def _dequantised(base: Any) -> Any:
-    return base.dequantize().float() if is_quantized(base) else base
+    """In float32, and in the machine's memory: a GPU that holds the base in 4 bits need not hold it in 32."""
+    return base.dequantize().cpu().float() if is_quantized(base) else base
 
 
 def _untied(base: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, prepare_model_for_kbit_training
+from transformers import BitsAndBytesConfig
 from transformers.utils import cached_file
 
 QUANTIZATION_FILE = "quantization.json"
@@ -31,6 +32,19 @@ def _relevant(said: dict[str, Any]) -> dict[str, Any]:
     return {name: str(getattr(said.get(name), "value", said.get(name))) for name in names if name in said}
 
 
+def loading_options(model: Any) -> dict[str, Any]:
+    """The arguments of `BitsAndBytesConfig` that load a model's base as it is; none in full precision."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not is_quantized(base):
+        return {}
+    config: Any = base.config.quantization_config
+    said = config if isinstance(config, dict) else config.to_dict()
+    names = [name for name in ("load_in_4bit", "load_in_8bit") if said.get(name)]
+    if "load_in_4bit" in names:
+        names += [name for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant") if said.get(name)]
+    return {name: getattr(said[name], "value", said[name]) for name in names}
+
+
 def save_quantization(model: Any, folder: str | Path) -> None:
     """Write beside an adapter how its base was quantised, where it was: the adapter fits those weights alone."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -38,6 +52,16 @@ def save_quantization(model: Any, folder: str | Path) -> None:
         settings: Any = base.config.quantization_config
         text = json.dumps(settings if isinstance(settings, dict) else settings.to_dict(), indent=2, default=str)
         (Path(folder) / QUANTIZATION_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def saved_quantization(name: str) -> BitsAndBytesConfig | None:
+    """How the base of a saved adapter was quantised; None where nothing was said about it.
+
+    Args:
+        name: folder or Hub name of the adapter.
+    """
+    saved = cached_file(name, QUANTIZATION_FILE, _raise_exceptions_for_missing_entries=False)
+    return BitsAndBytesConfig.from_dict(json.loads(Path(saved).read_text(encoding="utf-8"))) if saved else None
 
 
 def check_saved_quantization(name: str, given: Any) -> None:
@@ -49,10 +73,10 @@ def check_saved_quantization(name: str, given: Any) -> None:
     Raises:
         ValueError: they differ; nothing is said about an adapter that was saved without a word on it.
     """
-    saved = cached_file(name, QUANTIZATION_FILE, _raise_exceptions_for_missing_entries=False)
-    if not saved:
+    saved = saved_quantization(name)
+    if saved is None:
         return
-    theirs = _relevant(json.loads(Path(saved).read_text(encoding="utf-8")))
+    theirs = _relevant(saved.to_dict())
     ours = None if given is None else _relevant(given if isinstance(given, dict) else given.to_dict())
     if theirs != ours:
         raise ValueError(

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from .adapters import REWARD_ADAPTER, add_adapter, roles_of
+from .base_fingerprint import base_fingerprint, other_weights
 from .quantization import quantization_of
 from .reward_building import ADAPTER_SETTINGS
 from .reward_head import ScoreHead, without_wrapper
+
+OWN_BASE = "own:"  # before a reward adapter's path: load it with a base of its own
 
 
 def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
@@ -24,8 +27,8 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
         policy: with its own adapter. name: folder or Hub name of what `RewardTrainer` saved with a `peft_config`.
 
     Raises:
-        ValueError: a second reward adapter, one of another base (name, shape or quantisation) or of another kind, one
-            that changed its base besides, or one without its head.
+        ValueError: a second reward adapter, one of another base (weights, shape or quantisation) or of another kind,
+            one that changed its base besides, or one without its head.
     """
     config: Any = PeftConfig.from_pretrained(name)
     if config.task_type != "SEQ_CLS":
@@ -41,7 +44,11 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
     config.init_lora_weights = True  # what it began with does not matter, and some beginnings rewrite the base
     add_adapter(policy, REWARD_ADAPTER, config)
     body = {key: tensor for key, tensor in weights.items() if ".score." not in key}
-    _refuse_other_parts(policy, name, body)
+    try:
+        _refuse_other_parts(policy, name, body)
+    except ValueError:
+        policy.delete_adapter(REWARD_ADAPTER)  # a policy in memory is left as it was
+        raise
     set_peft_model_state_dict(policy, body, adapter_name=REWARD_ADAPTER)
     return head, float(settings.get("reward_shift", 0.0))
 
@@ -67,7 +74,7 @@ def _refuse_other_parts(policy: PeftModel, name: str, body: dict[str, Tensor]) -
 
 
 def _apart(name: str) -> str:
-    return f"`load_reward_model({name!r}, quantization_config=…)`, which loads it with a base of its own"
+    return f"`load_reward_model({name!r})` (in a recipe `{OWN_BASE}{name}`), which loads it with a base of its own"
 
 
 def _settings(name: str) -> dict[str, Any]:
@@ -76,18 +83,32 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 def _refuse_other_base(policy: PeftModel, name: str, base: str, settings: dict[str, Any]) -> None:
-    own: str = without_wrapper(policy).config._name_or_path
-    if _place(base) != _place(own):
-        raise ValueError(
-            f"the reward adapter {name} was trained on {base!r}, the policy's base is {own!r}; train it on the "
-            f"policy's base, or pass {_apart(name)}"
-        )
     theirs, ours = settings.get("quantization"), quantization_of(policy)
     if "quantization" in settings and theirs != ours:
         raise ValueError(
             f"the reward adapter {name} was trained on a base in {theirs or 'full precision'}, the policy's is in "
             f"{ours or 'full precision'}: its scores would be others; load the policy with the same quantisation, or "
             f"pass {_apart(name)}"
+        )
+    _refuse_other_weights(policy, name, base, settings.get("base_fingerprint"))
+
+
+def _refuse_other_weights(policy: PeftModel, name: str, base: str, fingerprint: dict[str, float] | None) -> None:
+    """By the weights where the adapter says what its base's were, else by the base's name."""
+    own: str = without_wrapper(policy).config._name_or_path
+    ours = base_fingerprint(policy)
+    if fingerprint and ours:
+        differ = other_weights(ours, fingerprint)
+        if differ:
+            raise ValueError(
+                f"the reward adapter {name} was trained on {base!r}, and the weights of the policy's base ({own!r}) "
+                f"are others ({len(differ)} of {len(ours)} matrices looked at differ, {differ[0]} among them); train "
+                f"it on the policy's base, or pass {_apart(name)}"
+            )
+    elif _place(base) != _place(own):
+        raise ValueError(
+            f"the reward adapter {name} was trained on {base!r}, the policy's base is {own!r}; train it on the "
+            f"policy's base, or pass {_apart(name)}"
         )
 
 

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from .names import hub_keywords, is_adapter
-from .quantization import keep_training_format, prepare_quantized
+from .quantization import check_saved_quantization, keep_training_format, prepare_quantized, saved_quantization
 from .reward_head import head_of, with_score_head, without_wrapper
 
 # Written beside an adapter, whose folder must have no config.json: with one, transformers would take the folder for a
@@ -48,6 +48,11 @@ def _from_adapter(name: str, kwargs: dict[str, Any]) -> PeftModel:
             f"the adapter {name} is of task type {peft_config.task_type}, a reward model's is SEQ_CLS; to build a "
             "reward model on it, merge it into its base first (`merge_and_unload`)"
         )
+    given = kwargs.get("quantization_config")
+    if given is not None:
+        check_saved_quantization(name, given)
+    elif "quantization_config" not in kwargs and saved_quantization(name) is not None:
+        kwargs = kwargs | {"quantization_config": saved_quantization(name)}
     base, _ = from_name(peft_config.base_model_name_or_path, kwargs)
     base = prepare_quantized(base, False)
     model = PeftModel.from_pretrained(base, name, is_trainable=True)

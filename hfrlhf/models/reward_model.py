@@ -18,9 +18,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from .base_fingerprint import base_fingerprint
 from .names import as_name
 from .padding import with_padding_token
-from .quantization import quantization_of
+from .quantization import quantization_of, save_quantization
 from .reward_building import ADAPTER_SETTINGS, from_name, from_object
 from .reward_head import backbone_of, head_of, init_reward_head, score_module
 
@@ -48,11 +49,14 @@ def load_reward_model(
         tokenizer: if given, `config.pad_token_id` becomes an id that never ends a sequence (`with_padding_token`).
         seed: address of a new head's random weights.
         return_new_head: also say whether the head is new.
-        **kwargs: for `from_pretrained` (`dtype`, `quantization_config`, `revision`, …); only with a name or path.
+        **kwargs: for `from_pretrained` (`dtype`, `quantization_config`, `revision`, …); only with a name or path. The
+            base of an adapter is quantised as it was in training; `quantization_config=None` loads it in full
+            precision all the same.
 
     Raises:
         TypeError: neither a name nor a model.
-        ValueError: encoder–decoder, a head with several outputs, an adapter of another kind, weights that do not fit.
+        ValueError: encoder–decoder, a head with several outputs, an adapter of another kind or on a base of another
+            quantisation than its own, weights that do not fit.
     """
     model = as_name(model)
     if isinstance(model, str):
@@ -89,7 +93,7 @@ def last_token_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
     ids = torch.where(mask, input_ids, 0)
     positions = {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
     last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(-1)
-    with _evaluating(model):
+    with evaluating(model):
         backbone = backbone_of(model)
         accepted = inspect.signature(backbone.forward).parameters  # models with ALiBi take no positions
         extra = {name: value for name, value in positions.items() if name in accepted}
@@ -99,7 +103,7 @@ def last_token_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off for a while: scores are never noisy."""
     was_training = model.training
     model.eval()
@@ -151,5 +155,7 @@ def save_adapter_settings(model: PeftModel, folder: str | Path) -> None:
         "reward_shift": reward_shift_of(model),
         "pad_token_id": model.config.get_text_config().pad_token_id,
         "quantization": quantization_of(model),
+        "base_fingerprint": base_fingerprint(model),
     }
+    save_quantization(model, folder)
     (Path(folder) / ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from ..experience import Rollout, chunks_by_length
 from ..models.adapters import REWARD_ADAPTER, adapter
 from ..models.response_states import ResponseStates
 from ..models.reward_head import backbone_of
+from ..models.reward_model import evaluating
 from .completions import Completions
 
 
@@ -40,12 +41,9 @@ class AdapterReward:
         rollout: Rollout = completions.rollout
         device = self.policy.get_input_embeddings().weight.device
         scores = torch.zeros(len(rollout))
-        was_training = self.policy.training
-        self.policy.eval()
-        with adapter(self.policy, REWARD_ADAPTER):
+        with evaluating(self.policy), adapter(self.policy, REWARD_ADAPTER):
             for rows in chunks_by_length(rollout.lengths, self.max_tokens):
                 states = ResponseStates.of(rollout.select(rows).to(device))
                 last = states.run(backbone_of(self.policy))[states.last]
                 scores[rows] = self.head.to(device)(last).squeeze(-1).float().cpu() - self.shift
-        self.policy.train(was_training)
         return scores.to(rollout.input_ids.device)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from ..models.dropout import disable_dropout
 from ..models.names import as_name, is_adapter
-from ..models.reward_adapter import add_reward_adapter
+from ..models.reward_adapter import OWN_BASE, add_reward_adapter
 from ..models.reward_model import load_reward_model
 from .adapter_reward import AdapterReward
 from .completions import Completions, RewardSource
@@ -97,7 +97,8 @@ def reward_source(
         processing_classes: the reward models' tokenizers, in the order of `reward_funcs`; by default the one saved with
             the model, else the policy's.
         weights: one weight per source; 1 each by default.
-        policy: where it has an adapter, a reward adapter given by its name or path is put on the same base.
+        policy: where it has an adapter, a reward adapter given by its name or path is put on the same base (with
+            `own:` before the name it gets a base of its own).
 
     Raises:
         ValueError: no source, another number of weights or tokenizers than sources, or a language model without a
@@ -123,8 +124,10 @@ def _per_source(given: Any, functions: list[Any], what: str, default: Any) -> li
 
 
 def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int, policy: Any = None) -> RewardSource:
-    function = as_name(function)
-    if isinstance(policy, PeftModel) and isinstance(function, str) and is_adapter(function, {}):
+    own_base = isinstance(function, str) and function.startswith(OWN_BASE)
+    function = as_name(function.removeprefix(OWN_BASE) if own_base else function)
+    if isinstance(policy, PeftModel) and not own_base and isinstance(function, str) and is_adapter(function, {}):
+        _refuse_other_tokenizer(function, tokenizer, policy_tokenizer)
         head, shift = add_reward_adapter(policy, function)
         return AdapterReward(policy, function.rstrip("/").split("/")[-1], head, shift, max_tokens)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
@@ -143,14 +146,26 @@ def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: in
     return ModelReward(model, name.rstrip("/").split("/")[-1] or "reward_model", own, policy_tokenizer, max_tokens)
 
 
+def _refuse_other_tokenizer(name: str, tokenizer: Any, policy_tokenizer: Any) -> None:
+    """On the policy's base there is one vocabulary."""
+    if tokenizer is not None and tokenizer.get_vocab() != policy_tokenizer.get_vocab():
+        raise ValueError(
+            f"the reward adapter {name} shares the policy's base and reads the policy's own token ids, but "
+            "`reward_processing_classes` gives it a tokenizer with another vocabulary; leave that out, or pass "
+            f"`{OWN_BASE}{name}` to load the adapter with a base of its own"
+        )
+
+
 def reward_from_name(name: str) -> Any:
     """What a command line means by a reward: `file.py:function` or `package.module:function`, else a model's name.
+
+    A name that begins with `own:` is a reward adapter to be loaded with a base of its own.
 
     Raises:
         ValueError: the file, the module or the function does not exist.
     """
     place, colon, function = name.rpartition(":")
-    if not colon or not function.isidentifier():
+    if name.startswith(OWN_BASE) or not colon or not function.isidentifier():
         return name
     try:
         if place.endswith(".py"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,64 @@ def test_tied_embeddings_come_apart_where_the_adapter_changes_one_of_them(tmp_pa
     ids = torch.arange(3, 9)[None]
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(merged(ids).logits, policy.eval()(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}, {"use_rslora": True}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_every_kind_of_lora_is_merged(base_folder, tmp_path, settings):
+    word_tokenizer().save_pretrained(tmp_path / "policy")
+    options = {"r": 4, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False}
+    policy = with_adapter(AutoModelForCausalLM.from_pretrained(base_folder), LoraConfig(**options | settings))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.1)
+    ActorCritic(policy, None).save_pretrained(tmp_path / "policy")
+    assert merge(tmp_path / "policy", tmp_path / "merged") < 1e-4
+    ids = torch.arange(3, 9)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with policy.disable_adapter():
+        assert float((merged(ids).logits - policy(ids).logits).abs().max()) > 1e-2
+    torch.testing.assert_close(merged(ids).logits, policy.eval()(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def policy_folder(base_folder, tmp_path: Path) -> Path:
+    policy = with_adapter(AutoModelForCausalLM.from_pretrained(base_folder), LORA)
+    ActorCritic(policy, None).save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def test_half_precision_halves_the_folder(policy_folder, base_folder, tmp_path):
+    word_tokenizer().save_pretrained(policy_folder)
+    whole = merge(policy_folder, tmp_path / "float32")
+    half = merge(policy_folder, tmp_path / "bfloat16", dtype=torch.bfloat16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("float32", "bfloat16")]
+    assert 0.45 < sizes[1] / sizes[0] < 0.55
+    assert whole < 1e-4 < half < 0.1
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "bfloat16", dtype="auto").dtype == torch.bfloat16
+
+
+def test_the_bases_tokenizer_does_where_none_was_saved(policy_folder, base_folder, tmp_path):
+    word_tokenizer().save_pretrained(base_folder)
+    merge(policy_folder, tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == word_tokenizer().get_vocab()
+
+
+def test_an_adapter_without_a_base_says_what_is_missing(policy_folder, tmp_path):
+    file = policy_folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match=r"write the base's folder .*base_model_name_or_path"):
+        merge(policy_folder, tmp_path / "merged")
+
+
+def test_a_merge_that_fails_leaves_nothing(policy_folder, base_folder, tmp_path):
+    word_tokenizer().save_pretrained(policy_folder)
+    file = policy_folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(OSError, match="gone"):
+        merge(policy_folder, tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]

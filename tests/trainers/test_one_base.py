@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
 from hfrlhf.models.adapters import roles_of
+from hfrlhf.models.quantization import quantization_of
+from hfrlhf.models.reward_adapter import add_reward_adapter
 from hfrlhf.models.reward_model import last_token_scores
+from hfrlhf.rewards.sources import reward_from_name, reward_source
 from tests.conftest import word_tokenizer
-from tests.trainers.helpers import parameters, trainer, training_logs
+from tests.trainers.helpers import parameters, reward, trainer, training_logs
 
 POLICY = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 VALUE = LoraConfig(r=2, target_modules=["k_proj", "down_proj"])
@@ -222,17 +225,152 @@ def other_modules(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("settings", "weights", "message"),
     [
-        ({"base_model_name_or_path": "somebody/else"}, None, "was trained on 'somebody/else', the policy's base is"),
         ({"task_type": "CAUSAL_LM"}, None, "task type CAUSAL_LM"),
         ({}, without_head, "no head"),
         ({}, narrower, "does not fit the policy's base: .* has width 64 there"),
         ({}, other_modules, "layers.7.* has no counterpart"),
     ],
-    ids=["another base", "another kind", "no head", "another width", "another depth"],
+    ids=["another kind", "no head", "another width", "another depth"],
 )
 def test_a_reward_adapter_that_does_not_fit(base, bits, reward_adapter, tmp_path, settings, weights, message):
     with pytest.raises(ValueError, match=message):
         one_base(base, tmp_path, bits, str(spoiled(reward_adapter, tmp_path, settings, weights)))
+
+
+def with_settings(folder: Path, **changes: Any) -> Path:
+    """The same adapter with other words in its reward_model.json."""
+    file = folder / "reward_model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def nothing(completions: list[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def test_the_same_base_under_another_name_is_the_same_base(base, bits, reward_adapter, tmp_path):
+    shutil.copytree(base, tmp_path / "copy")
+    one_base(base, tmp_path, bits, str(reward_adapter), model=str(tmp_path / "copy"))
+
+
+def test_another_base_under_the_same_name_is_another(base, bits, reward_adapter, tmp_path):
+    """What an SFT adapter was merged into, with small changes of every weight, still says where it was loaded from."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    sft = PeftModel(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    for name, parameter in sft.named_parameters():
+        if "lora" in name:
+            parameter.data.mul_(0.1)  # weights that change by 4 %
+    merged = sft.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", **quantization(bits))
+    policy.config._name_or_path = str(base)
+    with pytest.raises(ValueError, match=r"the weights of the policy's base .* are others"):
+        one_base(base, tmp_path, bits, str(reward_adapter), model=policy)
+
+
+def test_an_adapter_that_does_not_tell_its_weights_is_known_by_name(base, bits, reward_adapter, tmp_path):
+    elsewhere = spoiled(reward_adapter, tmp_path, {"base_model_name_or_path": "somebody/else"})
+    with_settings(elsewhere, base_fingerprint=None)
+    with pytest.raises(ValueError, match="was trained on 'somebody/else', the policy's base is"):
+        one_base(base, tmp_path, bits, str(elsewhere))
+
+
+def test_looking_at_the_weights_changes_none(base, bits):
+    from hfrlhf.models.base_fingerprint import base_fingerprint
+
+    how = quantization(bits) or {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    model = AutoModelForCausalLM.from_pretrained(base, **how)
+    before = {name: t.clone() for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    first = base_fingerprint(model)
+    assert len(first) == 8 and base_fingerprint(model) == first
+    after = model.state_dict()
+    assert all(torch.equal(t, after[name]) for name, t in before.items())
+
+
+def test_a_refused_reward_adapter_leaves_the_policy_as_it_was(base, bits, reward_adapter, tmp_path):
+    policy = PeftModel(AutoModelForCausalLM.from_pretrained(base, **quantization(bits)), LoraConfig(**POLICY))
+    fewer = spoiled(reward_adapter, tmp_path, weights=lambda w: {n: t for n, t in w.items() if "layers.1.mlp" not in n})
+    with pytest.raises(ValueError, match="matrices where the policy's base takes"):
+        add_reward_adapter(policy, str(fewer))
+    assert set(policy.peft_config) == {"default"} and set(roles_of(policy).values()) == {"default"}
+    assert policy.active_adapter == "default"
+    assert all(p.requires_grad == ("lora" in n) for n, p in policy.named_parameters())
+
+
+def test_a_model_that_another_trainer_left_its_adapters_on(base, tmp_path):
+    first = one_base(base, tmp_path / "a", 32, nothing, model=AutoModelForCausalLM.from_pretrained(base))
+    used = first.unwrapped().policy
+    with pytest.raises(ValueError, match=r"still has the adapters \['value'\] of another trainer"):
+        one_base(base, tmp_path / "b", 32, nothing, model=used, peft_config=None)
+    with pytest.raises(ValueError, match="already has an adapter's layers in it"):
+        one_base(base, tmp_path / "b", 32, nothing, model=used.get_base_model())
+    used.delete_adapter("value")
+    one_base(base, tmp_path / "b", 32, nothing, model=used, peft_config=None).train()
+
+
+def test_a_reward_adapter_that_shares_the_base_has_its_tokenizer(base, bits, reward_adapter, tmp_path):
+    other = word_tokenizer()
+    other.add_tokens(["extra"])
+    policy = PeftModel(AutoModelForCausalLM.from_pretrained(base, **quantization(bits)), LoraConfig(**POLICY))
+    with pytest.raises(ValueError, match=r"another vocabulary.*own:"):
+        reward_source(str(reward_adapter), word_tokenizer(), other, policy=policy)
+
+
+def test_own_gives_a_reward_adapter_a_base_of_its_own(base, bits, reward_adapter, tmp_path):
+    name = reward_from_name(f"own:{reward_adapter}")
+    built = one_base(base, tmp_path, bits, [str(reward_adapter), name])
+    shared, apart = built.reward.sources
+    assert shared.policy is built.unwrapped().policy and apart.model.get_base_model() is not shared.policy
+    built.train()
+    one, other = built.reward.parts(built.describe(built.cycle.experience, built.prompts)).values()
+    torch.testing.assert_close(one, other.cpu(), atol=2e-4, rtol=0)
+
+
+def test_a_reward_adapter_is_loaded_in_the_quantisation_it_was_trained_in(base, bits, reward_adapter):
+    loaded = load_reward_model(str(reward_adapter))
+    assert quantization_of(loaded) == quantization_of(load_reward_model(str(reward_adapter), **quantization(bits)))
+    assert bool(quantization_of(loaded)) == (bits == 4)
+    if bits == 4:
+        eight = BitsAndBytesConfig(load_in_8bit=True)
+        with pytest.raises(ValueError, match="was trained on a base quantised as"):
+            load_reward_model(str(reward_adapter), quantization_config=eight)
+        assert quantization_of(load_reward_model(str(reward_adapter), quantization_config=None)) is None
+
+
+def test_the_cards_snippets_load_the_base_as_it_was(base, bits, reward_adapter, tmp_path, capsys):
+    built = one_base(base, tmp_path, bits, str(reward_adapter))
+    built.train()
+    built.save_model()
+    capsys.readouterr()
+    for folder in (tmp_path / "run", reward_adapter):
+        card = (folder / "README.md").read_text()
+        block = card.split("```python\n")[1].split("```")[0]
+        seen: dict[str, Any] = {}
+        exec(block, seen)
+        assert capsys.readouterr().out.strip()
+        assert quantization_of(seen["model"]) == quantization_of(built.unwrapped().policy)
+
+
+def test_a_failing_score_leaves_the_policy_in_its_mode(base, bits, reward_adapter, tmp_path):
+    built = one_base(base, tmp_path, bits, str(reward_adapter))
+    built.train()
+    completions = built.describe(built.cycle.experience, built.prompts)
+    policy, source = built.unwrapped().policy.train(), built.reward.sources[0]
+    source.head = None
+    with pytest.raises(AttributeError):
+        source(completions)
+    assert policy.training and policy.active_adapter == "default"
+
+
+def test_an_8_bit_base_trains_too(base, tmp_path):
+    eight = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    built = one_base(base, tmp_path, 32, reward, **eight)
+    before, bytes_before, roles = parameters(built), base_bytes(built), roles_of(built.unwrapped().policy)
+    built.train()
+    after = parameters(built)
+    moved = {roles.get(name.removeprefix("policy.")) for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"default", "value", None} and base_bytes(built) == bytes_before
 
 
 def test_a_reward_adapter_of_another_quantisation(base, bits, reward_adapter, tmp_path):
@@ -257,19 +395,19 @@ def test_a_reward_adapter_may_bring_a_base_of_its_own(base, bits, reward_adapter
 def test_target_modules_that_match_nothing(base, bits, tmp_path, role):
     config = LoraConfig(target_modules=["w_query"], task_type="CAUSAL_LM")
     with pytest.raises(ValueError, match=r"w_query.* not found in the base model"):
-        one_base(base, tmp_path, bits, lambda completions: [0.0] * len(completions), **{role: config})
+        one_base(base, tmp_path, bits, nothing, **{role: config})
 
 
 def test_a_quantised_model_without_an_adapter(base, tmp_path):
     with pytest.raises(ValueError, match=r"quantised .* pass `peft_config=LoraConfig"):
-        one_base(base, tmp_path, 4, lambda completions: [0.0] * len(completions), peft_config=None, value_model=None)
+        one_base(base, tmp_path, 4, nothing, peft_config=None, value_model=None)
 
 
 def test_a_quantised_base_that_was_not_prepared(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **quantization(4))
     with pytest.raises(ValueError, match="prepare_model_for_kbit_training"):
         one_base(
-            *(base, tmp_path, 4, lambda completions: [0.0] * len(completions)),
+            *(base, tmp_path, 4, nothing),
             model=PeftModel(model, LoraConfig(**POLICY)),
             peft_config=None,
         )
@@ -277,11 +415,11 @@ def test_a_quantised_base_that_was_not_prepared(base, tmp_path):
 
 def test_a_critic_as_an_adapter_on_a_policy_that_trains_whole(base, tmp_path):
     with pytest.raises(ValueError, match="pass `peft_config=LoraConfig"):
-        one_base(base, tmp_path, 32, lambda completions: [0.0] * len(completions), peft_config=None)
+        one_base(base, tmp_path, 32, nothing, peft_config=None)
 
 
 def test_loading_a_reward_adapter_leaves_the_base_as_it_was(base, bits, reward_adapter, tmp_path):
-    alone = one_base(base, tmp_path / "a", bits, lambda completions: [0.0] * len(completions))
+    alone = one_base(base, tmp_path / "a", bits, nothing)
     assert base_bytes(one_base(base, tmp_path / "b", bits, str(reward_adapter))) == base_bytes(alone)
 
 
@@ -302,12 +440,12 @@ def test_a_reward_adapter_that_changed_its_base(base, bits, reward_adapter, tmp_
 def test_an_adapter_that_would_change_the_base(base, tmp_path, role, settings, message):
     config = LoraConfig(**POLICY | settings)
     with pytest.raises(ValueError, match=message):
-        one_base(base, tmp_path, 32, lambda completions: [0.0] * len(completions), **{role: config})
+        one_base(base, tmp_path, 32, nothing, **{role: config})
 
 
 def test_the_users_configuration_is_left_alone(base, tmp_path):
     mine = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
-    one_base(base, tmp_path, 32, lambda completions: [0.0] * len(completions), peft_config=mine)
+    one_base(base, tmp_path, 32, nothing, peft_config=mine)
     assert mine.target_modules == "all-linear" and mine.lora_dropout == 0.1 and mine.task_type is None
 
 

@@ -76,6 +76,7 @@ def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[lis
         {"target_kl": 1e-3, "num_ppo_epochs": 4, "num_mini_batches": 1},
         {"normalize_scores": True, "whiten_rewards": True, "kl_target": 0.5, "kl_horizon": 80, "num_generations": 2},
         {"one_base": True},
+        {"one_base": True, "gradient_checkpointing": True},
         {"algorithm": "trpo", "value_epochs": 1},
         {"algorithm": "ppo_penalty", "penalty_target": 1e-3},
         {"algorithm": "reinforce_minimal_variance"},
