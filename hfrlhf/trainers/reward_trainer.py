@@ -27,6 +27,7 @@ from ..hub.model_card import write_model_card
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from .checkpoints import check_output_dir, newest_checkpoint, write_training_args
+from .interruption import Interruption
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 
@@ -96,6 +97,8 @@ class RewardTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.interruption = Interruption(self)
+        self.add_callback(self.interruption)
 
     # ---- Pairs in -----------------------------------------------------------------------------------------------
 
@@ -202,12 +205,14 @@ class RewardTrainer(Trainer):
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
             ValueError: resume was asked for and there is no checkpoint.
+            Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_checkpoint(str(self.args.output_dir))
         if not resume_from_checkpoint and self.state.global_step == 0:
             check_output_dir(str(self.args.output_dir))
-        result = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        with self.interruption:
+            result = super().train(resume_from_checkpoint or None, *args, **kwargs)
         self.normalize()
         return result
 

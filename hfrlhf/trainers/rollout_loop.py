@@ -30,6 +30,7 @@ from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
 from .callbacks import CycleEnd
+from .interruption import Interruption
 from .metrics import Metrics, check_first_ratio
 from .run_state import Cycle, RunState
 from .start_report import first_rollout_report
@@ -59,7 +60,9 @@ class RolloutLoop(RunState):
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
         self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, args.seed)
         self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
+        self.interruption = Interruption(self)
         self.add_callback(CycleEnd(self))
+        self.add_callback(self.interruption)
 
     # ---- The clock ----------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class RunState:
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
             ValueError: no checkpoint to resume from, or one of another batch arithmetic.
+            Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
         """
         warn_of_warm_up(self)
         if resume_from_checkpoint is True:
@@ -64,7 +65,8 @@ class RunState:
             check_output_dir(self.args.output_dir)
         if self.is_world_process_zero():
             print(start_report(self))
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+        with self.interruption:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
 
     def finished(self: Any, checkpoint: str) -> TrainOutput:
         """A run that is complete is only loaded: the stock loop would take one more step."""

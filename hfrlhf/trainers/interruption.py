@@ -1,0 +1,109 @@
+"""A run that is told to stop: it finishes its step, saves a checkpoint, and leaves with a code that says so.
+
+transformers has `enable_jit_checkpoint` for this. It knows SIGTERM alone, saves before the optimiser has stepped, so
+that half a step is lost, and each process decides for itself; here every process stops after the same whole step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+# EX_TEMPFAIL of sysexits.h: not done, nothing is lost, run it again with `resume_from_checkpoint=True`.
+EXIT_CODE = 75
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# One Ctrl-C reaches a process twice under torchrun: from the terminal and from the launcher.
+SAME_SIGNAL_SECONDS = 2.0
+
+
+class Interrupted(SystemExit):
+    """Training was stopped by a signal, and its checkpoint is complete; as an exit it has the code 75."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_CODE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Interruption(TrainerCallback):
+    """A callback, and the context of `train()`, in which SIGTERM and SIGINT mean an orderly end.
+
+    A second signal, more than two seconds after the first, ends the process at once.
+
+    Args:
+        trainer: to be stopped, with all its processes, whichever of them got the signal.
+
+    Raises:
+        ValueError: `enable_jit_checkpoint`, which would answer the same signal in its own way.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        if getattr(trainer.args, "enable_jit_checkpoint", False):
+            raise ValueError(
+                "`enable_jit_checkpoint=True` would save in the middle of a step; leave it off: at SIGTERM and SIGINT "
+                "this trainer finishes the step, saves, and exits"
+            )
+        self.trainer = trainer
+        self.received: int | None = None  # the signal, once there was one
+        self.since = 0.0
+        self.stopped_at: int | None = None  # the step whose checkpoint is the last
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        """Listen; in another thread than the main one Python allows no handlers."""
+        self.received = self.stopped_at = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Put back the handlers that were there before; after a stop, say how to go on.
+
+        Raises:
+            Interrupted: a signal stopped the run.
+        """
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+        if kind is None and self.stopped_at is not None:
+            self._leave()
+
+    def _leave(self) -> None:
+        folder = f"{self.trainer.args.output_dir}/checkpoint-{self.stopped_at}"
+        message = f"stopped by a signal after step {self.stopped_at}; {folder} is complete: go on with "
+        message += f"`resume_from_checkpoint=True` (exit code {EXIT_CODE})"
+        if self.trainer.is_world_process_zero():
+            self._say(message)
+        raise Interrupted(message)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.received is None:
+            self.received, self.since = number, time.monotonic()
+            self._say(f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once")
+        elif time.monotonic() - self.since > SAME_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def _say(self, text: str) -> None:
+        """Past every buffer: a handler may run in the middle of another write."""
+        os.write(2, f"\n{text}\n".encode())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a whole step: if any process was told to stop, all save and stop."""
+        if self._any_process_was_told():
+            control.should_save = control.should_training_stop = True
+            self.stopped_at = state.global_step
+
+    def _any_process_was_told(self) -> bool:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return self.received is not None
+        told = torch.tensor(float(self.received is not None), device=accelerator.device)
+        return bool(accelerator.reduce(told, "sum") > 0)
