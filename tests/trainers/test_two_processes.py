@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.conftest import word_tokenizer
 
 pytestmark = pytest.mark.distributed
+
+# Steps of plain gradient descent, so that a rounding error of a gradient stays one (Adam would divide by its size).
+STEADY = {"optim": "sgd", "learning_rate": 0.3, "lr_scheduler_type": "constant"}
 
 SCRIPT = """
 import json, sys
@@ -35,6 +41,8 @@ if changes.pop("one_base", False):
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     changes |= {"peft_config": lora, "value_model": LoraConfig(r=2, target_modules=["k_proj"])}
 changes = {"logging_steps": 1, "eval_dataset": prompts(3), "reward_funcs": watching, "max_steps": 8} | changes
+if "prompts" in changes:
+    changes["train_dataset"] = prompts(changes.pop("prompts"))
 built = build(str(model), folder, **changes)
 rollouts, original = [], built.after_rollout
 built.after_rollout = lambda seen: (rollouts.append(seen.completion_lists()), original(seen))[1]
@@ -49,9 +57,9 @@ Path(folder, f"result-{rank}.json").write_text(json.dumps(result))
 
 def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """What each process saw, and the weights of policy and critic."""
-    (tmp_path / "train.py").write_text(SCRIPT)
     folder = tmp_path / f"processes-{processes}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
+    (tmp_path / "train.py").write_text(SCRIPT)
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
@@ -86,17 +94,14 @@ def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[lis
     ids=lambda c: c.get("algorithm") or ", ".join(c) or "plain",
 )
 def test_one_and_two_processes_agree(tiny_model_folder: Path, tmp_path: Path, changes: dict) -> None:
-    # Steps of plain gradient descent, so that a rounding error of a gradient stays one (Adam would divide by its size).
-    changes = {"optim": "sgd", "learning_rate": 0.3, "lr_scheduler_type": "constant"} | changes
+    changes = STEADY | changes
     (one,), weights = run(tmp_path, tiny_model_folder, 1, changes)
     two, weights2 = run(tmp_path, tiny_model_folder, 2, changes)
 
     start = load_file(tiny_model_folder / "model.safetensors")
     moved = [w - start[name] if name in start else w for name, w in weights.items() if "lora_A" not in name]
     assert max(float(change.abs().max()) for change in moved) > 1e-2  # a head and LoRA's B start from 0
-    for name, tensor in weights.items():
-        limit = 1e-5 * float(tensor.abs().max())
-        torch.testing.assert_close(weights2[name], tensor, atol=limit, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+    assert_same_weights(weights2, weights)
 
     assert two[0]["rollouts"] == two[1]["rollouts"] == one["rollouts"] and len(one["rollouts"]) > 1
     # Each process scores its own half of a rollout, and its share of three evaluation prompts.
@@ -112,6 +117,50 @@ def test_one_and_two_processes_agree(tiny_model_folder: Path, tmp_path: Path, ch
     assert scores_only(two[0]["evaluated"]) == pytest.approx(scores_only(one["evaluated"]), rel=1e-4, abs=1e-5)
     if "target_kl" in changes:
         assert any("policy/stopped_at" in row for row in one["logs"])
+
+
+def assert_same_weights(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        limit = 1e-5 * float(tensor.abs().max())
+        torch.testing.assert_close(weights[name], tensor, atol=limit, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_however_a_mini_batch_is_cut_the_run_is_the_same(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """A mini-batch of eight, as 8×1, 2×4 and 1×8 on one process, as 2×2 and 1×4 on each of two."""
+    changes = STEADY | {"num_mini_batches": 1, "num_ppo_epochs": 2, "max_steps": 4}
+    (whole,), weights = run(tmp_path / "whole", tiny_model_folder, 1, changes)
+    for processes, accumulation in ((1, 4), (1, 8), (2, 2), (2, 4)):
+        changes |= {"gradient_accumulation_steps": accumulation}
+        seen, found = run(tmp_path / f"{processes}-{accumulation}", tiny_model_folder, processes, changes)
+        assert seen[0]["rollouts"] == whole["rollouts"] and len(whole["rollouts"]) == 2
+        assert_same_weights(found, weights)
+
+
+def ending_at_once(folder: Path, odds: float) -> Path:
+    """A language model whose next token is nearly always EOS, whatever came before."""
+    tokenizer = word_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False, eos_token_id=2, bos_token_id=1))
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = 5.0
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[tokenizer.eos_token_id, 0] = odds / 5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_empty_responses_of_a_whole_process_and_an_odd_number_of_prompts(tmp_path: Path) -> None:
+    model = ending_at_once(tmp_path / "model", odds=3.4)
+    changes = STEADY | {"prompts": 11, "rollout_batch_size": 4, "num_mini_batches": 2, "whiten_rewards": True}
+    (one,), weights = run(tmp_path, model, 1, changes)
+    two, weights2 = run(tmp_path, model, 2, changes)
+    assert two[0]["rollouts"] == one["rollouts"] and len(one["rollouts"]) == 2
+    empty = [[len(ids) == 1 for ids in rollout] for rollout in one["rollouts"]]
+    assert any(all(e[:2]) or all(e[2:]) for e in empty) and not all(map(all, empty))
+    assert_same_weights(weights2, weights)
 
 
 def scores_only(metrics: dict[str, float]) -> dict[str, float]:
