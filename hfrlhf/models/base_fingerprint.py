@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .reward_head import backbone_of
 
@@ -36,8 +36,8 @@ def base_fingerprint(model: Any) -> dict[str, float]:
     matrices = _matrices(model)
     spread = torch.linspace(0, len(matrices) - 1, min(PROBED_MATRICES, len(matrices))).long().tolist()
     names = [list(matrices)[i] for i in spread]
-    if any(matrices[name].weight.numel() == 0 for name in names):
-        return {}
+    if any(matrices[name].weight.numel() == 0 or isinstance(matrices[name].weight, DTensor) for name in names):
+        return {}  # to look at them would take every process
     return {name: _projection(_rows(matrices[name])) for name in names}
 
 
@@ -52,11 +52,12 @@ def other_weights(ours: dict[str, float], theirs: dict[str, float]) -> list[str]
 
 def _matrices(model: Any) -> dict[str, Any]:
     """Modules of the trunk with a matrix of weights, in order, under their names without adapters."""
-    adapters = set(model.peft_config) if isinstance(model, PeftModel) else set()
+    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    of_adapters = {layer for module in tuned for layer in module.adapter_layer_names} | {"modules_to_save"}
     found: dict[str, Any] = {}
     for name, module in backbone_of(model).named_modules():
         parts = name.split(".")
-        if isinstance(module, BaseTunerLayer) or not adapters.isdisjoint(parts):
+        if isinstance(module, BaseTunerLayer) or not of_adapters.isdisjoint(parts):
             continue
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and (weight.dim() == 2 or weight.numel() == 0 or hasattr(weight, "quant_state")):
