@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
 from ..core.policy_losses import PolicyLossOptions
 from .algorithm_checks import check_algorithm, check_steps
+from .launch_checks import check_launch
 from .reward_config import RewardConfig
 from .setting_checks import check_ranges
 
@@ -160,6 +161,7 @@ class PolicyGradientConfig(TrainingArguments):
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()
+        check_launch(self)
         self._settle_batches()
         check_steps(self, algorithm_named(self.algorithm))
         self._check_kl()

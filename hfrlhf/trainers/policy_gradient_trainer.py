@@ -46,6 +46,7 @@ from ..rollout.generation import TransformersGenerator
 from .algorithm_checks import check_trainer, check_unsharded, check_value_model
 from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
+from .launch_checks import check_same_everywhere, check_strategy
 from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
 from .rollout_loop import RolloutLoop
 
@@ -142,6 +143,11 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
 
     def _start(self, tokenizer: Any) -> None:
         args = self.args
+        check_strategy(self.accelerator, args)
+        texts = {"tokens of the train prompts": self.prompts.ids, "train dataset": self.prompts.rows}
+        if self.eval_prompts is not None:
+            texts["eval dataset"] = self.eval_prompts.rows
+        check_same_everywhere(args, texts)
         stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
         if stop is None:
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .launch_checks import check_launch
+
 # Fields of TrainingArguments that mean nothing here: (the only value that is accepted, what to do instead).
 REFUSED = {
     "label_smoothing_factor": (0.0, "it smooths class labels; the smoothing of preferences is `label_smoothing`"),
@@ -62,6 +64,7 @@ class RewardConfig(TrainingArguments):
         self._refuse_meaningless()
         self._check_ranges()
         super().__post_init__()
+        check_launch(self)
 
     def _refuse_meaningless(self) -> None:
         for name, (allowed, advice) in REFUSED.items():

@@ -28,6 +28,7 @@ from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from .checkpoints import check_output_dir, newest_checkpoint, write_training_args
 from .interruption import Interruption
+from .launch_checks import check_same_everywhere, check_strategy
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 
@@ -99,6 +100,8 @@ class RewardTrainer(Trainer):
         )
         self.interruption = Interruption(self)
         self.add_callback(self.interruption)
+        check_strategy(self.accelerator, args)
+        check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
 
     # ---- Pairs in -----------------------------------------------------------------------------------------------
 
