@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,12 +26,15 @@ class FunctionReward:
 
     function: Callable[..., Any]
     name: str
+    timeout: float | None = None  # seconds it may take
 
     def __call__(self, completions: Completions) -> Tensor:
         """[B] scores.
 
         Raises:
             TypeError, ValueError: the function returned something other than one number or None per completion.
+            RuntimeError: it raised an error (which is the cause of this one).
+            TimeoutError: it took longer than `timeout`.
         """
         if not completions.completions:  # a process whose share is empty; a user's function need not allow for it
             return torch.zeros(0)
@@ -39,10 +43,28 @@ class FunctionReward:
             "completions": completions.completions,
             "completion_ids": completions.completion_ids,
         }
-        result = self.function(**accepted(self.function, keywords))
-        if inspect.isawaitable(result):
-            result = run_async(result)
-        return self._checked(result, len(completions.completions))
+        return self._checked(self._result(keywords), len(completions.completions))
+
+    def _result(self, keywords: dict[str, Any]) -> Any:
+        rows = len(keywords["completions"])
+
+        def call() -> Any:
+            result = self.function(**accepted(self.function, keywords))
+            return run_async(result) if inspect.isawaitable(result) else result
+
+        outcome = within(call, self.timeout) if self.timeout else Outcome.of(call)
+        if outcome is None:
+            raise TimeoutError(
+                f"reward function {self.name!r} has not answered for {rows} completions within `reward_timeout="
+                f"{self.timeout:g}` seconds; make it faster, give it a time limit of its own, or raise `reward_timeout`"
+            )
+        if outcome.error is not None:
+            error = outcome.error
+            raise RuntimeError(
+                f"reward function {self.name!r} failed on {rows} completions with {type(error).__name__}: {error}; its "
+                "own traceback is above. Where it has no opinion it may return None for that completion"
+            ) from error
+        return outcome.value
 
     def _checked(self, result: Any, expected: int) -> Tensor:
         if isinstance(result, Tensor):
@@ -58,6 +80,33 @@ class FunctionReward:
                     f"{index}; a score is a number, or None for no opinion"
                 )
         return torch.tensor([math.nan if score is None else float(score) for score in result])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call gave: a value, or an error."""
+
+    value: Any = None
+    error: Exception | None = None
+
+    @classmethod
+    def of(cls, call: Callable[[], Any]) -> Outcome:
+        """The outcome of a call."""
+        try:
+            return cls(value=call())
+        except Exception as error:
+            return cls(error=error)
+
+
+def within(call: Callable[[], Any], seconds: float) -> Outcome | None:
+    """The outcome of a call, or None where it takes longer: its thread is left behind, and ends with the process."""
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(Outcome.of(call)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        return None
+    return outcomes[0] if outcomes else Outcome(error=RuntimeError("it ended its own thread, as sys.exit() does"))
 
 
 def is_number(score: Any) -> bool:

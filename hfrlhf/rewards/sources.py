@@ -88,6 +88,7 @@ def reward_source(
     weights: Sequence[float] | None = None,
     max_tokens: int = 4096,
     policy: Any = None,
+    timeout: float | None = None,
 ) -> WeightedSum:
     """The one source a trainer uses, from what a user passes.
 
@@ -99,6 +100,7 @@ def reward_source(
         weights: one weight per source; 1 each by default.
         policy: where it has an adapter, a reward adapter given by its name or path is put on the same base (with
             `own:` before the name it gets a base of its own).
+        timeout: seconds that a callable may take; None for no limit.
 
     Raises:
         ValueError: no source, another number of weights or tokenizers than sources, or a language model without a
@@ -110,7 +112,8 @@ def reward_source(
         raise ValueError("`reward_funcs` is empty: pass a reward model, a Python function, or a list of them")
     tokenizers = _per_source(processing_classes, functions, "reward_processing_classes", None)
     factors = _per_source(weights, functions, "reward_weights", 1.0)
-    sources = [_source(f, t, policy_tokenizer, max_tokens, policy) for f, t in zip(functions, tokenizers, strict=True)]
+    pairs = zip(functions, tokenizers, strict=True)
+    sources = [_source(f, t, policy_tokenizer, max_tokens, policy, timeout) for f, t in pairs]
     return WeightedSum(_with_distinct_names(sources), [float(w) for w in factors])
 
 
@@ -123,7 +126,9 @@ def _per_source(given: Any, functions: list[Any], what: str, default: Any) -> li
     return values
 
 
-def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int, policy: Any = None) -> RewardSource:
+def _source(
+    function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int, policy: Any, timeout: float | None
+) -> RewardSource:
     own_base = isinstance(function, str) and function.startswith(OWN_BASE)
     function = as_name(function.removeprefix(OWN_BASE) if own_base else function)
     if isinstance(policy, PeftModel) and not own_base and isinstance(function, str) and is_adapter(function, {}):
@@ -131,7 +136,7 @@ def _source(function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: in
         head, shift = add_reward_adapter(policy, function)
         return AdapterReward(policy, function.rstrip("/").split("/")[-1], head, shift, max_tokens)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
-        return FunctionReward(function, str(getattr(function, "__name__", "reward")))
+        return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)
     if not isinstance(function, str | torch.nn.Module):
         raise TypeError(f"a reward function is a model, a path or a callable, got {type(function).__name__}")
     name = function if isinstance(function, str) else getattr(function.config, "_name_or_path", "")

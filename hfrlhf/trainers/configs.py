@@ -99,6 +99,11 @@ class PolicyGradientConfig(TrainingArguments):
     missing_eos_penalty: float | None = described(None, "Subtracted from the score of a cut-off response. Typical: 1.")
     reward_clip: float | None = described(None, "Scores are clipped to ± this. Typical: 5 to 10. Default: no clipping.")
     reward_weights: list[float] | None = described(None, "One weight per reward function. Default: 1 each.")
+    reward_timeout: float | None = described(
+        None,
+        "Seconds a reward function may take for one rollout before the run stops. It then runs in a thread of its own, "
+        "where `signal` does not work. Typical: 600. Default: no limit.",
+    )
     normalize_scores: bool = described(False, "Divide scores by a running standard deviation, after a running mean.")
     kl_coef: float = described(0.05, "β, price of one nat of KL to the reference in score units. Typical: 0.01 to 0.2.")
     kl_estimator: str | None = described(
@@ -110,6 +115,11 @@ class PolicyGradientConfig(TrainingArguments):
         "without how earlier tokens lead to that state).",
     )
     kl_target: float | None = described(None, "Nats per response. If set, kl_coef adapts to hold it. Typical: 3 to 10.")
+    kl_limit: float | None = described(
+        None,
+        "Nats per response. Where a rollout's mean KL to the reference passes this, the run stops and saves nothing "
+        "more. Typical: 5 to 10 × what you expect. Default: no limit.",
+    )
     kl_horizon: float = described(10_000, "Episodes over which the adaptive coefficient reacts.")
     whiten_rewards: bool = described(False, "Scale per-token rewards to variance 1, keeping their mean.")
 
@@ -139,6 +149,11 @@ class PolicyGradientConfig(TrainingArguments):
     critic_warmup_rollouts: int = described(0, "Rollouts at the start in which only the critic learns.")
     max_tokens_per_micro_batch: int = described(
         4096, "Padded tokens per forward and backward. Less memory when lower; the gradient stays the same."
+    )
+    max_skipped_updates: int = described(
+        10,
+        "Updates in a row with a loss or gradient that is not finite, which are left out, before the run stops and "
+        "writes the last one's batch to `broken_update` in output_dir. Typical: 3 to 20.",
     )
     loss_normalization: str = described(
         "tokens", "Losses are sums divided by all 'tokens' of the optimiser step, or by its 'episodes' (unbiased)."

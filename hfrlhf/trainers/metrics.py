@@ -15,9 +15,11 @@ from ..core.kl import kl_penalty
 from ..core.masking import masked_mean, masked_sum
 from ..experience import EvaluatedRollout
 
+COUNTED = {"skipped_updates"}  # events: a log shows how many there were
+
 
 class Metrics:
-    """Numbers since the last log, by name; a log shows each one's mean and forgets them."""
+    """Numbers since the last log, by name; a log shows each one's mean (or how many there were) and forgets them."""
 
     def __init__(self) -> None:
         self.pending: dict[str, list[float]] = {}
@@ -33,9 +35,14 @@ class Metrics:
 
     def drain(self) -> dict[str, float]:
         """The means, after which nothing is pending; fsum, so that the order of addition leaves no trace."""
-        means = {name: math.fsum(values) / len(values) for name, values in self.pending.items()}
+        means = {name: _sum(values) / (1 if name in COUNTED else len(values)) for name, values in self.pending.items()}
         self.pending = {}
         return means
+
+
+def _sum(values: list[float]) -> float:
+    """fsum, which raises an error where the plain sum says inf or NaN."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 @contextmanager
@@ -69,7 +76,8 @@ def rollout_metrics(seen: EvaluatedRollout, rewards: Tensor, kl_coef: float, sou
     difference per token between the sampler's log-probs and the training forward's, `reward/…` each source's mean.
     """
     mismatch = masked_mean((seen.sampler_logprobs - seen.logprobs).abs(), seen.action_mask)
-    opinions = {f"reward/{name}": float(part.nanmean()) for name, part in zip(sources, seen.parts.T, strict=True)}
+    named = zip(sources, seen.parts.T, strict=True)  # a source without any opinion has no mean
+    opinions = {f"reward/{name}": float(part.nanmean()) for name, part in named if not part.isnan().all()}
     return (
         objectives(seen)
         | opinions

@@ -45,6 +45,7 @@ def policy_card(trainer: Any) -> CardFacts:
     args, policy = trainer.args, trainer.unwrapped().policy
     shown = {f"{k} (last training rollout)": v for k, v in _newest(trainer, "objective/")}
     shown |= {f"{k} (evaluation prompts)": v for k, v in _newest(trainer, "eval_objective/")}
+    left_out = {"prompts left out as too long": trainer.prompts.dropped} if trainer.prompts.dropped else {}
     facts: dict[str, Any] = {
         "model_name": args.hub_model_id or args.output_dir,
         "task": "text-generation",
@@ -55,6 +56,6 @@ def policy_card(trainer: Any) -> CardFacts:
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": trainer.samples,
         "metrics": shown,
-        "hyperparameters": _settings(args),
+        "hyperparameters": _settings(args) | left_out,
     }
     return CardFacts(**facts | trainer.card)

@@ -7,6 +7,7 @@ them. What distinguishes one algorithm from another is its row in `ALGORITHMS`.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -41,11 +42,12 @@ from ..models.checks import (
 from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.reference import make_reference
 from ..models.score_gradients import score_gradient_sq_norms
-from ..rewards.sources import Completions, reward_source
+from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from .algorithm_checks import check_trainer, check_unsharded, check_value_model
 from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
+from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
 from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
 from .rollout_loop import RolloutLoop
@@ -115,7 +117,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         self.reference = make_reference(policy, None if ref_model is model else ref_model)
         self.reward = reward_source(
             *(reward_funcs, tokenizer, reward_processing_classes, args.reward_weights),
-            *(args.max_tokens_per_micro_batch, policy),
+            *(args.max_tokens_per_micro_batch, policy, args.reward_timeout),
         )
         critic = (
             load_value_model(value_model, policy, args.seed) if self.algorithm.critic == "V" else self.algorithm.critic
@@ -188,8 +190,14 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
 
     def score(self, completions: Completions) -> tuple[Tensor, Tensor]:
         """[B] weighted scores of the reward functions, and [B,S] what each of them said."""
-        parts = {name: part.float().cpu() for name, part in self.reward.parts(completions).items()}
-        return self.reward.combine(parts), torch.stack(list(parts.values()), -1)
+        parts = {}
+        for source in self.reward.sources:
+            # Only functions fail on one process alone; a model may communicate, which `together` must not be around.
+            with together(self.accelerator) if isinstance(source, FunctionReward) else nullcontext():
+                parts[source.name] = source(completions).float().cpu()
+        with together(self.accelerator):
+            scores = self.reward.combine(parts)
+        return scores, torch.stack(list(parts.values()), -1)
 
     @torch.no_grad()
     def evaluate_rollout(self, rollout: Rollout, scores: Tensor, parts: Tensor) -> EvaluatedRollout:
@@ -244,6 +252,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         if self.algorithm.critic:
             self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)
+        check_kl(self, self.metrics.pending["objective/kl"][-1])
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
             scores=seen.scores,

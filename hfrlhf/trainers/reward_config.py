@@ -1,4 +1,4 @@
-"""Settings of the reward trainer: what `TrainingArguments` has, and four fields more."""
+"""Settings of the reward trainer: what `TrainingArguments` has, and five fields more."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ class RewardConfig(TrainingArguments):
         "('mean_std'), or leave them ('none').",
     )
 
+    max_skipped_updates: int = _described(
+        10,
+        "Updates in a row with a loss or gradient that is not finite, which are left out, before the run stops and "
+        "writes the last one's batch to `broken_update` in output_dir. Typical: 3 to 20.",
+    )
+
     def __post_init__(self) -> None:
         if self.normalize_scores == "none":
             self.normalize_scores = None
@@ -84,6 +90,9 @@ class RewardConfig(TrainingArguments):
         for name in ("center_rewards_coefficient", "learning_rate", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)!r}")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            "max_skipped_updates",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")

@@ -27,6 +27,7 @@ from ..hub.model_card import write_model_card
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from .checkpoints import check_output_dir, newest_checkpoint, write_training_args
+from .health import GuardedUpdates
 from .interruption import Interruption
 from .launch_checks import check_same_everywhere, check_strategy
 from .reward_config import RewardConfig
@@ -38,7 +39,7 @@ REFERENCE_ROWS = 1024  # chosen responses over which the scores are normalised (
 SMALLEST_STD = 1e-6  # scores that spread less are all the same; dividing by that would only blow up rounding errors
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(GuardedUpdates, Trainer):
     """Trains a reward model on pairs of a chosen and a rejected response.
 
     Args:

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
 from .callbacks import CycleEnd
+from .health import UpdateGuard, mini_batch_for_inspection
 from .interruption import Interruption
 from .metrics import Metrics, check_first_ratio
 from .run_state import Cycle, RunState
@@ -55,6 +57,7 @@ class RolloutLoop(RunState):
         self.samples: list[dict[str, Any]] = []  # a few completions of the newest rollout, with their scores
         self.card: dict[str, Any] = {}  # what a recipe knows and the model card should say
         self.cycle = None
+        self.guard = UpdateGuard(self)
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
         self.step_loss = 0.0
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
@@ -196,8 +199,8 @@ class RolloutLoop(RunState):
         self.step_loss += float(loss)
         if not self.accelerator.sync_gradients:
             return loss
-        self.metrics.add("loss", self._mean_over_processes(self.step_loss))
-        self.step_loss = 0.0
+        step_loss, self.step_loss = self.step_loss, 0.0
+        self.metrics.add("loss", self._mean_over_processes(step_loss))
         critic = [g["lr"] for g in self.optimizer.param_groups if g.get("name", "").startswith("value/")]
         self.value_rate = {"value_learning_rate": critic[0]} if critic else {}
         if self.sums:
@@ -206,19 +209,11 @@ class RolloutLoop(RunState):
         if self.policy_rests:
             # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
             self.unwrapped().stop_policy_gradients(whole=self.trunk_rests)
-        self._skip_broken_update()
+        if self.guard.leaves_out(step_loss, partial(mini_batch_for_inspection, self)):
+            self.metrics.add("skipped_updates", 1)
         if self.step_in_cycle == self.args.steps_per_rollout - 1:
             self._finish_cycle()
         return loss
-
-    def _skip_broken_update(self: Any) -> None:
-        """Leave every weight as it is where a gradient is not finite; with fp16 the Trainer's scaler does so."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if self.args.fp16 or all(bool(g.isfinite().all()) for g in gradients):
-            return
-        self.model.zero_grad(set_to_none=True)
-        self.metrics.add("skipped_updates", 1)
-        logger.warning(f"step {self.state.global_step}: the gradient is not finite; this update is skipped")
 
     def _finish_cycle(self: Any) -> None:
         """The last step of a rollout: β moves by the rollout's KL (SPEC §2.4), not while only the critic learns."""

@@ -11,7 +11,7 @@ INF = float("inf")
 COUNTS = (
     *("num_ppo_epochs", "num_mini_batches", "num_generations", "max_prompt_length", "max_completion_length"),
     *("rollout_batch_size", "critic_warmup_rollouts", "max_tokens_per_micro_batch", "gradient_accumulation_steps"),
-    *("n_step", "value_epochs", "cg_iterations", "max_backtracks"),
+    *("max_skipped_updates", "n_step", "value_epochs", "cg_iterations", "max_backtracks"),
 )
 # Each number's range: low, high, and whether low itself is excluded.
 RANGES = {
@@ -24,8 +24,11 @@ RANGES = {
     "temperature": (0, INF, True),
     "missing_eos_penalty": (0, INF, False),
     "reward_clip": (0, INF, True),
+    "reward_timeout": (0, INF, True),
+    "max_skipped_updates": (1, INF, False),
     "kl_coef": (0, INF, False),
     "kl_target": (0, INF, True),
+    "kl_limit": (0, INF, True),
     "kl_horizon": (0, INF, True),
     "gamma": (0, 1, False),
     "gae_lambda": (0, 1, False),

@@ -16,7 +16,7 @@ def start_report(trainer: Any) -> str:
     episodes = rollouts * args.rollout_batch_size
     longest = max(map(len, trainer.prompts.ids)) + args.max_completion_length
     lines = [
-        f"{args.algorithm} on {len(trainer.prompts.ids):,} prompts",
+        f"{args.algorithm} on {_prompts(trainer)}",
         *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
         f"  plan       {episodes:,} episodes = {rollouts:,} rollouts × {args.rollout_batch_size} "
         f"({args.num_generations} per prompt); {planned_steps(trainer):,} optimiser steps = rollouts × "
@@ -27,6 +27,12 @@ def start_report(trainer: Any) -> str:
         "optimiser; activations come on top",
     ]
     return "\n".join(lines)
+
+
+def _prompts(trainer: Any) -> str:
+    count, dropped = len(trainer.prompts.ids), trainer.prompts.dropped
+    left_out = f" ({dropped:,} longer than {trainer.args.max_prompt_length} tokens left out)" if dropped else ""
+    return f"{count:,} prompt{'s' if count != 1 else ''}{left_out}"
 
 
 def _epochs(args: Any) -> str:

@@ -50,6 +50,12 @@ def test_every_field_of_ours_explains_itself() -> None:
     inherited = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
     ours = [f for f in dataclasses.fields(RewardConfig) if f.default != inherited.get(f.name, dataclasses.MISSING)]
     new = {f.name for f in ours} - inherited.keys()
-    assert new == {"max_length", "center_rewards_coefficient", "label_smoothing", "normalize_scores"}
+    assert new == {
+        "max_length",
+        "center_rewards_coefficient",
+        "label_smoothing",
+        "normalize_scores",
+        "max_skipped_updates",
+    }
     for field in ours:
         assert len(field.metadata["help"]) > 40, field.name
