@@ -135,9 +135,10 @@ def _differences(everyone: list[dict[str, str]]) -> list[str]:
     for name in sorted({name for mine in everyone for name in mine}):
         who: dict[str, list[str]] = {}
         for rank, mine in enumerate(everyone):
-            who.setdefault(mine.get(name, "nothing")[:80], []).append(str(rank))
+            who.setdefault(mine.get(name, "nothing"), []).append(str(rank))
         if len(who) > 1:
-            texts.append(f"{name}: " + ", ".join(f"{v} on process {' '.join(ranks)}" for v, ranks in who.items()))
+            said = [f"{value[:80]} on process {' '.join(ranks)}" for value, ranks in who.items()]
+            texts.append(f"{name}: {', '.join(said)}")
     return texts
 
 
