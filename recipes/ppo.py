@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
 from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer, merge
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
@@ -27,6 +26,8 @@ from hfrlhf.trainers.callbacks import CompletionsCallback, CurvesCallback
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+from accelerate import PartialState
 
 SHOWN = {
     "data and models": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype reward_funcs "
