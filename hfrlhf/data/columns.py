@@ -17,7 +17,7 @@ def check_dataset(dataset: Any, needed: Sequence[str], purpose: str, name: str) 
 
     Raises:
         TypeError: not a `datasets.Dataset`.
-        ValueError: no rows, or a column is missing.
+        ValueError: no rows, a column is missing, or texts that are not UTF-8.
     """
     if isinstance(dataset, Mapping):
         raise TypeError(f"the {name} dataset holds several splits, {list(dataset)}; pass one: dataset[{name!r}]")
@@ -34,6 +34,10 @@ def check_dataset(dataset: Any, needed: Sequence[str], purpose: str, name: str) 
         )
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty")
+    try:
+        dataset.data.table.validate(full=True)  # a file may hold bytes that are no text; here is when to say so
+    except ValueError as error:
+        raise ValueError(f"the {name} dataset is damaged, or not in UTF-8: {error}; write its files anew") from error
 
 
 def kind_of_column(values: Sequence[Any], column: str, name: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+# In a table of texts an empty cell is a null, and "NA", "None" or "null" are words that somebody wrote.
+OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 # File name ending -> the loader of `datasets` that reads it.
 READERS = {"jsonl": "json", "json": "json", "csv": "csv", "parquet": "parquet"}
 _DATA_FILE = re.compile(rf"(?P<stem>.+)\.(?P<kind>{'|'.join(READERS)})(\.gz|\.zst|\.xz|\.bz2)?")
@@ -82,11 +84,24 @@ def _read(source: Path, paths: list[Path]) -> Dataset:
     empty = [path.name for path in paths if path.stat().st_size == 0]
     if empty:
         raise ValueError(f"{', '.join(empty)} of {source} is an empty file")
+    reader = READERS[kinds.pop()]
     try:
-        return load_dataset(READERS[kinds.pop()], data_files=[str(p.resolve()) for p in paths], split="train")
+        data_files = [str(p.resolve()) for p in paths]
+        loaded = load_dataset(reader, data_files=data_files, split="train", **OPTIONS.get(reader, {}))
+        _refuse_renamed(reader, loaded.column_names)
+        return loaded
     except (DatasetGenerationError, ValueError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"cannot read {', '.join(p.name for p in paths)} of {source}: {cause}") from error
+
+
+def _refuse_renamed(reader: str, columns: list[str]) -> None:
+    """Of two columns of one name pandas calls the second `name.1`, in silence."""
+    renamed = [name for name in columns if name.rpartition(".")[0] in columns and name.rpartition(".")[2].isdigit()]
+    if reader == "csv" and renamed:
+        raise ValueError(
+            f"the column {renamed[0].rpartition('.')[0]!r} is there twice; rename or remove one of the two"
+        )
 
 
 def _from_hub(name: str, config: str | None) -> DatasetDict:

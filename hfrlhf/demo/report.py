@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.kl import kl_penalty
 from ..core.masking import masked_sum
 from ..evaluation.win_rate import WinRate
 from ..experience import Rollout
 from ..hub.model_card import CardFacts, escape, write_model_card
+from ..hub.plain_text import printable
+from ..models.loading import load_policy, load_tokenizer
 from ..models.reference import Reference, frozen
 from ..models.reward_model import last_token_scores, load_reward_model
 from .gold import gold_score
@@ -65,7 +66,7 @@ def compare(folder: Path, prompts: Sequence[str], settings: Mapping[str, Any]) -
 
 def judge(folder: Path, prompts: Sequence[str], rollout: Rollout) -> dict[str, list[Any]]:
     """Each response's text, its gold score, and the reward model's score."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "sft")
+    tokenizer = load_tokenizer(None, str(folder / "sft"))
     letters = tokenizer.batch_decode(rollout.completion_lists(), skip_special_tokens=True)
     reward_model = load_reward_model(str(folder / "reward_model"))
     scores = last_token_scores(reward_model, rollout.input_ids, rollout.attention_mask)
@@ -75,7 +76,7 @@ def judge(folder: Path, prompts: Sequence[str], rollout: Rollout) -> dict[str, l
 
 def kl_to_sft(folder: Path, rollout: Rollout) -> list[float]:
     """Σ_t log π(a_t) − log π_sft(a_t) of each of the policy's responses, in nats (SPEC §2.4)."""
-    sft = Reference(frozen(AutoModelForCausalLM.from_pretrained(folder / "sft")), "the SFT model")
+    sft = Reference(frozen(load_policy(str(folder / "sft"))), "the SFT model")
     kl = kl_penalty(rollout.sampler_logprobs, sft.logprobs(rollout, temperature=1.0), "k1")
     return masked_sum(torch.where(rollout.action_mask, kl, 0.0), rollout.action_mask, -1).tolist()
 
@@ -116,7 +117,7 @@ def print_report(folder: Path, metrics: dict[str, Any], samples: list[dict]) -> 
     method = metrics["method"]
     table = Table(*_shown(samples[0], method), title=f"Letters before and after {method}", show_lines=True)
     for sample in samples[:SHOWN]:
-        table.add_row(*(plain(cell) for cell in _shown(sample, method).values()))
+        table.add_row(*(plain(printable(cell)) for cell in _shown(sample, method).values()))
     console.print(table)
     m = metrics
     console.print(

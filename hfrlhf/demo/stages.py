@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from ..data.prompts import prepare_prompts, prompt_batch
 from ..experience import Rollout
+from ..models.loading import load_policy, load_tokenizer
 from ..rollout.generation import TransformersGenerator
 from ..trainers.callbacks import plot_curves, show_on_bar
 from ..trainers.configs import RewardConfig
@@ -116,7 +117,7 @@ def method(settings: Settings) -> str:
 
 def respond(folder: Path, prompts: Sequence[str], address: tuple[int, ...], max_completion_length: int) -> Rollout:
     """One response of a saved model to each prompt, at temperature 1; a function of the address."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_policy(str(folder)), load_tokenizer(None, str(folder))
     prepared = prepare_prompts(Dataset.from_dict({"prompt": list(prompts)}), tokenizer, None)
     rows = torch.arange(len(prompts))
     generator = TransformersGenerator(max_completion_length, 1.0, tokenizer.eos_token_id)

@@ -19,6 +19,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from .plain_text import printable
+
 MAX_CELL = 500  # characters of a table cell; a longer sample is cut and ends in an ellipsis
 
 
@@ -111,7 +113,7 @@ def _inline(text: Any) -> str:
 
 def _one_line(text: str) -> str:
     """The text with every break (also Unicode's) as a space and every control character made visible."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def _first_character(match: re.Match[str]) -> str:
@@ -122,7 +124,7 @@ def _first_character(match: re.Match[str]) -> str:
 def _metadata(facts: CardFacts) -> ModelCardData:
     """The card's YAML; what is unknown, local or not finite is left out, for the Hub refuses it."""
     datasets = [name for name in facts.datasets if is_hub_name(name)]
-    finite = {name: float(value) for name, value in facts.metrics.items() if math.isfinite(value)}
+    finite = {_one_line(str(name)): float(value) for name, value in facts.metrics.items() if math.isfinite(value)}
     results = [
         EvalResult(facts.task, dataset, dataset, metric_type=name, metric_value=value)
         for dataset in datasets[:1]
@@ -226,6 +228,7 @@ def _code(language: str, text: str) -> str:
     """A fenced block whose fence is longer than any run of backticks inside."""
     if not text:
         return ""
+    text = printable(text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -236,4 +239,6 @@ def _last_part(name: str) -> str:
 
 def _link(name: str) -> str:
     """A file name as a link target: percent-encoded, so that it cannot end the link."""
-    return "".join(c if c.isalnum() or c in "-._/" else "".join(f"%{b:02X}" for b in c.encode()) for c in name)
+    return "".join(
+        c if c.isalnum() or c in "-._/" else "".join(f"%{b:02X}" for b in c.encode(errors="replace")) for c in name
+    )

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .adapters import add_value_adapter
 from .checks import check_same_vocabulary, check_trainable
 from .dropout import disable_dropout
-from .names import as_name, hub_keywords, is_adapter
+from .names import as_name, config_options, hub_keywords, is_adapter, loading_options
 from .quantization import check_saved_quantization, is_quantized, prepare_quantized
 from .reward_head import head_of, with_score_head
 from .reward_model import load_reward_model
@@ -53,13 +53,16 @@ def _load_causal(name: str, kwargs: dict[str, Any]) -> Any:
     if is_adapter(name, kwargs):
         place: Any = PeftConfig.from_pretrained(name, **where).base_model_name_or_path
         check_saved_quantization(name, kwargs.get("quantization_config"))
-        options = _trainable_precision(AutoConfig.from_pretrained(place), kwargs)
+        options = _trainable_precision(AutoConfig.from_pretrained(place, trust_remote_code=False), kwargs)
         elsewhere = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
-        base = prepare_quantized(AutoModelForCausalLM.from_pretrained(place, **elsewhere), False)
+        base = prepare_quantized(
+            AutoModelForCausalLM.from_pretrained(place, **loading_options(place, elsewhere)), False
+        )
         return PeftModel.from_pretrained(base, name, is_trainable=True, **where)
-    config = AutoConfig.from_pretrained(name, **where)
+    config = AutoConfig.from_pretrained(name, **config_options(kwargs))
     _refuse_encoder_decoder(config, name)
-    return AutoModelForCausalLM.from_pretrained(name, **_trainable_precision(config, kwargs))
+    options = loading_options(name, _trainable_precision(config, kwargs))
+    return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
 def _trainable_precision(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
     if not name:
         raise ValueError("pass the tokenizer as `processing_class`: the model in memory does not say where it is from")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
 

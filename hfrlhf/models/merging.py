@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .names import as_name, is_adapter
+from .names import as_name, is_adapter, loading_options
 from .quantization import is_quantized, keep_training_format, saved_quantization
 
 PROBE_TOKENS = 64
@@ -50,7 +50,7 @@ def merge(adapter: Any, output_dir: str | Path, dtype: torch.dtype = torch.float
         merged.to(dtype).save_pretrained(staged)
         _tokenizer(name).save_pretrained(staged)
         # Of what was written, not of what was meant to be: a weight lost in saving would show.
-        after = _logits(AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32))
+        after = _logits(AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32, use_safetensors=True))
         staged.rename(target)  # on to an empty folder it is allowed
     return float((after - before).abs().max())
 
@@ -81,10 +81,10 @@ def _check_policy_adapter(name: str) -> None:
 def _tokenizer(name: str) -> Any:
     """The one saved with the adapter, else the base's."""
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         config: Any = PeftConfig.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(config.base_model_name_or_path)
+        return AutoTokenizer.from_pretrained(config.base_model_name_or_path, trust_remote_code=False)
 
 
 def _base(name: str) -> Any:
@@ -93,7 +93,8 @@ def _base(name: str) -> Any:
     how: dict[str, Any] = {"dtype": torch.float32}
     if (saved := saved_quantization(name)) is not None:
         how["quantization_config"] = saved
-    base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, **how)
+    place = config.base_model_name_or_path
+    base = AutoModelForCausalLM.from_pretrained(place, **loading_options(place, how))
     keep_training_format(base)
     return base
 

@@ -1,11 +1,13 @@
-"""What a name or a path stands for, asked before anything is loaded."""
+"""What a name or a path stands for, and how it may be loaded: asked before anything is."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-from transformers.utils import find_adapter_config_file
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers.utils import cached_file, find_adapter_config_file
 
 HUB_KEYWORDS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 
@@ -34,7 +36,42 @@ def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
 
 
+def config_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """How a configuration is loaded: without code from its repository, unless the caller says otherwise."""
+    return {"trust_remote_code": False} | hub_keywords(kwargs)
+
+
+def loading_options(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """How a whole model is loaded: without code from its repository unless the caller says otherwise, and never from a
+    pickle, for reading one runs the code in it.
+
+    Raises:
+        ValueError: a local folder that has its weights as a pickle alone.
+    """
+    folder = Path(name, kwargs.get("subfolder") or "")
+    pickles = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has its weights as a pickle ({pickles[0]}), and reading one runs whatever code is in it: only "
+            "safetensors are loaded. If you trust the folder, convert it once: "
+            "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another)`"
+        )
+    return {"trust_remote_code": False} | kwargs | {"use_safetensors": True}
+
+
 def is_adapter(name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a folder or a repository of the Hub holds an adapter rather than a whole model."""
+    """Whether a folder or a repository of the Hub holds an adapter rather than a whole model.
+
+    Raises:
+        ValueError: an adapter whose weights are no safetensors, but perhaps a pickle.
+    """
     where = {k: v for k, v in hub_keywords(kwargs).items() if k != "trust_remote_code"}
-    return find_adapter_config_file(name, **where) is not None
+    if find_adapter_config_file(name, **where) is None:
+        return False
+    if cached_file(name, SAFETENSORS_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **where) is None:
+        raise ValueError(
+            f"the adapter {name} has no {SAFETENSORS_WEIGHTS_NAME}; weights in a pickle (adapter_model.bin) are not "
+            "loaded, for reading one runs whatever code is in it. If you trust it, convert it once: "
+            "`PeftModel.from_pretrained(base, adapter).save_pretrained(another)`"
+        )
+    return True

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from .names import hub_keywords, is_adapter
+from .names import config_options, is_adapter, loading_options
 from .quantization import check_saved_quantization, keep_training_format, prepare_quantized, saved_quantization
 from .reward_head import head_of, with_score_head, without_wrapper
 
@@ -27,11 +27,11 @@ def from_name(name: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
     """A reward model from a name or path, and whether its head is new; an adapter comes on its base."""
     if is_adapter(name, kwargs):
         return _from_adapter(name, kwargs), False
-    config = AutoConfig.from_pretrained(name, **hub_keywords(kwargs))
+    config = AutoConfig.from_pretrained(name, **config_options(kwargs))
     _refuse_config(config, name)
     with _quiet_transformers():  # its report of a new head and a dropped vocabulary head would alarm for nothing
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, num_labels=1, output_loading_info=True, **kwargs
+            name, num_labels=1, output_loading_info=True, **loading_options(name, kwargs)
         )
     missing = set(info["missing_keys"])
     new_head = {key for key in missing if key.split(".")[0] == "score"}

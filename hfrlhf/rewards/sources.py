@@ -182,7 +182,7 @@ def reward_from_name(name: str) -> Any:
 
 def _saved_tokenizer(name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(name) if name else None
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False) if name else None
     except (OSError, ValueError):
         return None  # a model saved without its tokenizer: it was trained with the policy's
 

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import ProgressCallback, TrainerCallback
 
+from ..hub.plain_text import printable
+
 # What the bar and the curves show: metric, short name, and what it is measured in.
 WATCHED = {
     "objective/score": ("score", "reward-model score"),
@@ -105,9 +107,14 @@ def print_samples(stages: dict[str, list[dict[str, Any]]]) -> None:
     table = Table("", "prompt", "completion", "score")
     for stage, rows in stages.items():
         for row in rows:
-            table.add_row(stage, escape(str(row["prompt"])), escape(str(row["completion"])), f"{row['score']:.2f}")
+            table.add_row(stage, _shown(row["prompt"]), _shown(row["completion"]), f"{row['score']:.2f}")
         table.add_section()
     Console().print(table)
+
+
+def _shown(text: Any) -> str:
+    """As it was written: no markup of rich, no control sequence of a terminal."""
+    return escape(printable(str(text)))
 
 
 class CurvesCallback(TrainerCallback):

@@ -6,6 +6,8 @@ import math
 import warnings
 from typing import Any
 
+from ..hub.plain_text import printable
+
 MIB = 2**20
 
 
@@ -26,7 +28,7 @@ def start_report(trainer: Any) -> str:
         f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
         "optimiser; activations come on top",
     ]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _prompts(trainer: Any) -> str:
