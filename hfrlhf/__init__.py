@@ -31,8 +31,10 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-# On a CPU bitsandbytes warns of a kernel it does not need, in every process that imports PEFT; errors still show.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# On a CPU bitsandbytes warns of a kernel it does not need, in every process that imports PEFT, and of a cast in every
+# 8-bit product; errors still show.
+for _talkative in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_talkative).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

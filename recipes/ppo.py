@@ -21,6 +21,7 @@ from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer, merge
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
 from hfrlhf.models.merging import check_merge_target
+from hfrlhf.models.names import as_name, is_adapter
 from hfrlhf.rewards.sources import reward_from_name
 from hfrlhf.trainers.callbacks import CompletionsCallback, CurvesCallback
 from hfrlhf.trainers.checkpoints import check_output_dir
@@ -75,7 +76,7 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
                 f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it (the embedded "
                 "demo takes no settings)"
             )
-    if script.merge and not model.use_peft:
+    if script.merge and not model.use_peft and not is_adapter(as_name(model.model_name_or_path), {}):
         raise SystemExit("--merge merges an adapter into its base, but without --use_peft there is none")
     if script.merge:
         check_merge_target(Path(args.output_dir, "merged"))

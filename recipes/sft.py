@@ -9,6 +9,7 @@ The data is a name on the Hub, a folder with train.jsonl and test.jsonl, or one 
 
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.hub.model_card import is_hub_name
+from hfrlhf.models.quantization import save_quantization
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
@@ -52,9 +53,13 @@ def main() -> None:
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_state()
     trainer.save_model()
+    # A local path would make the card's metadata invalid.
+    dataset = script.dataset_name if is_hub_name(script.dataset_name) else None
+    if trainer.is_world_process_zero():
+        save_quantization(trainer.accelerator.unwrap_model(trainer.model), args.output_dir)
+        trainer.create_model_card(dataset_name=dataset)
     if args.push_to_hub:
-        # A local path would make the card's metadata invalid.
-        trainer.push_to_hub(dataset_name=script.dataset_name if is_hub_name(script.dataset_name) else None)
+        trainer.push_to_hub(dataset_name=dataset)
 
 
 if __name__ == "__main__":

@@ -58,16 +58,30 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
 
 def new_adapter(base: Any, peft_config: Any, seed: int) -> PeftModel:
     """A fresh adapter on a base, its first weights a function of the seed (PEFT draws from the global generator)."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), targets_explained("the policy's adapter", base):
         torch.manual_seed(seed)
         return get_peft_model(base, peft_config, adapter_name=POLICY_ADAPTER)
+
+
+@contextmanager
+def targets_explained(role: str, base: Any) -> Iterator[None]:
+    """Add to PEFT's complaint of target modules whose they were, and which there are."""
+    try:
+        yield
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        kinds = (torch.nn.Linear, BaseTunerLayer)
+        linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, kinds)}
+        there = sorted(linear - {"base_layer", *TRAINED, REFERENCE_ADAPTER, REWARD_ADAPTER})
+        raise ValueError(f"{role}: {error} The linear layers here are {there}, or take 'all-linear'") from error
 
 
 def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
     if peft_config is not None:
         raise ValueError(
-            "the model already has an adapter and `peft_config` asks for another; pass one of the two (merge the "
-            "first with `model.merge_and_unload()` if it should be part of the base)"
+            "the model already has an adapter and `peft_config` asks for another; leave `peft_config` out (in a recipe "
+            "`--use_peft`) to go on training the first, or merge that into its base before (`hfrlhf.merge`)"
         )
     refuse_what_changes_the_base(model.peft_config.get(POLICY_ADAPTER), "the policy's adapter")
     check_prepared(model)
@@ -143,7 +157,8 @@ def add_adapter(model: PeftModel, name: str, config: Any) -> None:
     config = copy.deepcopy(config)
     # PEFT's own idea of a head: with two adapters active in turn, `score()` would silently be the wrong one.
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
-    model.add_adapter(name, config)
+    with targets_explained(f"the adapter {name!r}", model):
+        model.add_adapter(name, config)
     disable_dropout(model)
     _activate_policy(model)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -40,7 +42,10 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
     elif kwargs:
         raise ValueError(f"{sorted(kwargs)} apply when a model is loaded: pass the model's name or path with them")
     if not isinstance(model, PreTrainedModel | PeftModel):
-        raise TypeError(f"`model` must be a name, a path or a transformers/peft model, got {type(model).__name__}")
+        hint = "; of another trainer's model pass its `policy`" if hasattr(model, "policy") else ""
+        raise TypeError(
+            f"`model` must be a name, a path or a transformers/peft model, got {type(model).__name__}{hint}"
+        )
     _refuse_encoder_decoder(model.config, type(model).__name__)
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no vocabulary head; pass an AutoModelForCausalLM model")
@@ -117,6 +122,14 @@ def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module 
     if value_model == "adapter" or isinstance(value_model, PeftConfig):
         add_value_adapter(policy, value_model, seed)
         return "adapter"
+    if (
+        isinstance(value_model, str)
+        and not os.path.exists(value_model)
+        and get_close_matches(value_model.lower(), ["adapter"], cutoff=0.8)
+    ):
+        raise ValueError(
+            f"value_model={value_model!r}: there is no such model; the word for a LoRA critic is 'adapter'"
+        )
     critic, is_new_head = _load_critic(value_model)
     check_same_vocabulary(critic, policy, "value model")
     if is_new_head:

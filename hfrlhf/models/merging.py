@@ -62,7 +62,9 @@ def check_merge_target(target: Path) -> None:
         FileExistsError: the path is a file, or a folder that is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} holds something already; choose another folder for the merged model")
+        raise FileExistsError(
+            f"{target} holds something already; remove it, or merge to another folder by `hfrlhf.merge`"
+        )
 
 
 def _check_policy_adapter(name: str) -> None:

@@ -16,12 +16,26 @@ def as_name(model: Any) -> Any:
     """A path as the string it stands for; names and models as they are.
 
     Raises:
-        FileNotFoundError: it can only be a local folder, and there is none: better than a search of the Hub for it.
+        FileNotFoundError: it can only be a local folder, and there is none (better than a search of the Hub for it),
+            or a folder without a model.
     """
     name = os.fspath(model) if isinstance(model, os.PathLike) else model
     if isinstance(name, str) and not os.path.exists(name) and _is_local(name):
         raise FileNotFoundError(f"there is no folder {name!r} (from {os.getcwd()}); a name on the Hub is `owner/model`")
+    if isinstance(name, str) and os.path.isdir(name):
+        _refuse_empty(name)
     return name
+
+
+def _refuse_empty(folder: str) -> None:
+    """A folder that holds neither model nor adapter: transformers would speak of a `model_type`."""
+    if any(os.path.exists(os.path.join(folder, file)) for file in ("config.json", "adapter_config.json")):
+        return
+    checkpoints = sorted(path.name for path in Path(folder).glob("checkpoint-*"))
+    hint = f"; it has {', '.join(checkpoints)}: pass one of them, or save with `trainer.save_model()`"
+    raise FileNotFoundError(
+        f"{folder!r} holds no model (config.json) and no adapter (adapter_config.json){hint if checkpoints else ''}"
+    )
 
 
 def _is_local(name: str) -> bool:

@@ -32,7 +32,7 @@ def _relevant(said: dict[str, Any]) -> dict[str, Any]:
     return {name: str(getattr(said.get(name), "value", said.get(name))) for name in names if name in said}
 
 
-def loading_options(model: Any) -> dict[str, Any]:
+def quantization_arguments(model: Any) -> dict[str, Any]:
     """The arguments of `BitsAndBytesConfig` that load a model's base as it is; none in full precision."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_quantized(base):
@@ -80,10 +80,24 @@ def check_saved_quantization(name: str, given: Any) -> None:
     ours = None if given is None else _relevant(given if isinstance(given, dict) else given.to_dict())
     if theirs != ours:
         raise ValueError(
-            f"the adapter {name} was trained on a base quantised as {theirs}, and is to be put on one in "
-            f"{ours or 'full precision'}: its policy would be another; pass `quantization_config="
-            "BitsAndBytesConfig(...)` with those settings, or merge it first (`hfrlhf.merge`)"
+            f"the adapter {name} was trained on a base of another quantisation: {difference(theirs, ours)}. Its policy "
+            "would be another, too; pass `quantization_config=BitsAndBytesConfig(...)` with its settings, or merge it "
+            "first (`hfrlhf.merge`)"
         )
+
+
+def difference(theirs: dict[str, Any] | None, ours: dict[str, Any] | None) -> str:
+    """In words, in what an adapter's quantisation differs from that of the base it is to be put on."""
+    if not theirs or not ours:
+        return f"it was trained in {_words(theirs)}, the base is in {_words(ours)}"
+    names = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    return "; ".join(f"{name} was {theirs.get(name)} and is {ours.get(name)}" for name in names)
+
+
+def _words(quantisation: dict[str, Any] | None) -> str:
+    if not quantisation:
+        return "full precision"
+    return "4 bits" if quantisation.get("load_in_4bit") == "True" else "8 bits"
 
 
 def refuse_untrainable(model: Any, peft_config: Any) -> None:

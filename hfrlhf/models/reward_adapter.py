@@ -9,13 +9,15 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .adapters import REWARD_ADAPTER, add_adapter, roles_of
 from .base_fingerprint import base_fingerprint, other_weights
-from .quantization import quantization_of
+from .quantization import difference, quantization_of
 from .reward_building import ADAPTER_SETTINGS
 from .reward_head import ScoreHead, without_wrapper
+
+logger = logging.get_logger(__name__)
 
 OWN_BASE = "own:"  # before a reward adapter's path: load it with a base of its own
 
@@ -79,16 +81,22 @@ def _apart(name: str) -> str:
 
 def _settings(name: str) -> dict[str, Any]:
     saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}
+    if saved:
+        settings: dict[str, Any] = json.loads(Path(saved).read_text(encoding="utf-8"))
+        return settings
+    logger.warning(
+        f"the reward adapter {name} has no {ADAPTER_SETTINGS} beside it, so nothing is known of its score's shift (0 "
+        "is taken), of its base's weights or quantisation: its scores may be off. RewardTrainer saves that file"
+    )
+    return {}
 
 
 def _refuse_other_base(policy: PeftModel, name: str, base: str, settings: dict[str, Any]) -> None:
     theirs, ours = settings.get("quantization"), quantization_of(policy)
     if "quantization" in settings and theirs != ours:
         raise ValueError(
-            f"the reward adapter {name} was trained on a base in {theirs or 'full precision'}, the policy's is in "
-            f"{ours or 'full precision'}: its scores would be others; load the policy with the same quantisation, or "
-            f"pass {_apart(name)}"
+            f"the reward adapter {name} was trained on a base of another quantisation: {difference(theirs, ours)}. Its "
+            f"scores would be others; load the policy with the same quantisation, or pass {_apart(name)}"
         )
     _refuse_other_weights(policy, name, base, settings.get("base_fingerprint"))
 
@@ -102,14 +110,18 @@ def _refuse_other_weights(policy: PeftModel, name: str, base: str, fingerprint: 
         if differ:
             raise ValueError(
                 f"the reward adapter {name} was trained on {base!r}, and the weights of the policy's base ({own!r}) "
-                f"are others ({len(differ)} of {len(ours)} matrices looked at differ, {differ[0]} among them); train "
-                f"it on the policy's base, or pass {_apart(name)}"
+                f"are others ({len(differ)} of {len(ours)} matrices looked at differ, {differ[0]} among them)"
+                f"{_perhaps_dtype(policy)}; train it on the policy's base, or pass {_apart(name)}"
             )
     elif _place(base) != _place(own):
         raise ValueError(
             f"the reward adapter {name} was trained on {base!r}, the policy's base is {own!r}; train it on the "
             f"policy's base, or pass {_apart(name)}"
         )
+
+
+def _perhaps_dtype(policy: PeftModel) -> str:
+    return " — weights quantised from another `dtype` are others too" if quantization_of(policy) else ""
 
 
 def _place(name: str) -> str:

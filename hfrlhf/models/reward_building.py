@@ -9,13 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, load_peft_weights
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from .names import config_options, is_adapter, loading_options
-from .quantization import check_saved_quantization, keep_training_format, prepare_quantized, saved_quantization
+from .quantization import (
+    check_saved_quantization,
+    is_quantized,
+    keep_training_format,
+    prepare_quantized,
+    saved_quantization,
+)
 from .reward_head import head_of, with_score_head, without_wrapper
 
 # Written beside an adapter, whose folder must have no config.json: with one, transformers would take the folder for a
@@ -54,8 +60,12 @@ def _from_adapter(name: str, kwargs: dict[str, Any]) -> PeftModel:
     elif "quantization_config" not in kwargs and saved_quantization(name) is not None:
         kwargs = kwargs | {"quantization_config": saved_quantization(name)}
     base, _ = from_name(peft_config.base_model_name_or_path, kwargs)
-    base = prepare_quantized(base, False)
-    model = PeftModel.from_pretrained(base, name, is_trainable=True)
+    if not any(".score." in key for key in load_peft_weights(name, device="cpu")):
+        raise ValueError(
+            f"the reward adapter {name} has no head (`score`) among its weights: its scores cannot be read; train it "
+            "with hfrlhf's RewardTrainer, which saves both together"
+        )
+    model = PeftModel.from_pretrained(prepare_quantized(base, False), name, is_trainable=True)
     saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
     settings = json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}
     model.config.reward_shift = settings.get("reward_shift", 0.0)
@@ -75,7 +85,12 @@ def from_object(model: Any) -> tuple[Any, bool]:
         return model, False
     if isinstance(model, PeftModel):
         raise ValueError("the adapter model has no reward head; pass its merged model (`merge_and_unload`) or its base")
-    if model.get_output_embeddings() is None or getattr(model, "is_quantized", False):
+    if is_quantized(model):
+        raise ValueError(
+            f"{type(model).__name__} is quantised in memory, and a reward model cannot be made of a copy of its trunk; "
+            "pass the model's name or path and `quantization_config`"
+        )
+    if model.get_output_embeddings() is None:
         raise ValueError(
             f"{type(model).__name__} is neither a reward model nor a plain causal language model; pass one of them, or "
             "a name or path"

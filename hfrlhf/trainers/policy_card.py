@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from ..algorithms import algorithm_named
 from ..hub.model_card import CardFacts
-from ..models.quantization import loading_options
+from ..models.quantization import quantization_arguments
 from .algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
 
 REMARKS = """\
@@ -52,7 +52,7 @@ def policy_card(trainer: Any) -> CardFacts:
         "method": "PPO" if args.algorithm == "ppo_clip" else args.algorithm,
         "library": "peft" if isinstance(policy, PeftModel) else "transformers",
         "base_model": policy.config._name_or_path or None,
-        "quantization": loading_options(policy),
+        "quantization": quantization_arguments(policy),
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": trainer.samples,
         "metrics": shown,

@@ -103,7 +103,7 @@ def test_lora_dropout_is_off(base, start):
 
 
 def test_two_adapters_or_prompt_tuning_are_refused(base):
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="leave `peft_config` out"):
         with_adapter(trained_adapter(copy.deepcopy(base)), LORA)
     with pytest.raises(ValueError, match="LoRA"):
         with_adapter(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

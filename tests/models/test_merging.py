@@ -56,7 +56,7 @@ def test_the_files_it_read_are_as_they_were(saved, tmp_path):
 def test_nothing_is_written_over(saved, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="choose another folder"):
+    with pytest.raises(FileExistsError, match="or merge to another folder"):
         merge(saved[0], tmp_path / "merged")
 
 

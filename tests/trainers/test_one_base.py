@@ -19,6 +19,7 @@ from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
 from hfrlhf.models.adapters import roles_of
 from hfrlhf.models.quantization import quantization_of
 from hfrlhf.models.reward_adapter import add_reward_adapter
+from hfrlhf.models.reward_adapter import logger as reward_adapter_logger
 from hfrlhf.models.reward_model import last_token_scores
 from hfrlhf.rewards.sources import reward_from_name, reward_source
 from tests.conftest import word_tokenizer
@@ -309,6 +310,55 @@ def test_a_model_that_another_trainer_left_its_adapters_on(base, tmp_path):
     one_base(base, tmp_path / "b", 32, nothing, model=used, peft_config=None).train()
 
 
+def test_a_reward_adapter_without_its_settings_is_taken_with_a_warning(base, bits, reward_adapter, tmp_path):
+    bare = spoiled(reward_adapter, tmp_path)
+    (bare / "reward_model.json").unlink()
+    warnings: list[str] = []
+    reward_adapter_logger.addFilter(lambda record: bool(warnings.append(record.getMessage())) or True)
+    built = one_base(base, tmp_path, bits, str(bare))
+    assert built.reward.sources[0].shift == 0
+    assert any("has no reward_model.json" in text for text in warnings)
+
+
+def test_a_reward_adapter_with_a_base_of_its_own_needs_its_head_too(base, bits, reward_adapter, tmp_path):
+    with pytest.raises(ValueError, match="has no head"):
+        load_reward_model(str(spoiled(reward_adapter, tmp_path, weights=without_head)))
+
+
+def test_a_quantised_model_in_memory_makes_no_reward_model(base):
+    model = AutoModelForCausalLM.from_pretrained(base, **quantization(4))
+    with pytest.raises(ValueError, match=r"is quantised in memory.*pass the model's name"):
+        load_reward_model(model)
+
+
+@pytest.mark.parametrize("word", ["adaptor", "Adapter"])
+def test_a_misspelt_adapter_is_no_name_to_look_for(base, tmp_path, word):
+    with pytest.raises(ValueError, match="the word for a LoRA critic is 'adapter'"):
+        one_base(base, tmp_path, 32, nothing, value_model=word)
+
+
+def test_another_trainers_actor_critic_is_not_the_policy(base, tmp_path):
+    first = one_base(base, tmp_path, 32, nothing)
+    with pytest.raises(TypeError, match="pass its `policy`"):
+        one_base(base, tmp_path, 32, nothing, model=first.model)
+
+
+def test_a_folder_without_a_model_says_what_is_in_it(base, tmp_path):
+    (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"holds no model .*it has checkpoint-4"):
+        one_base(base, tmp_path / "new", 32, str(tmp_path / "run"))
+
+
+def test_the_report_counts_what_packed_weights_stand_for(base, bits, tmp_path, capsys):
+    built = one_base(base, tmp_path, bits, nothing)
+    built.train()
+    whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(base).parameters())
+    adapters = sum(
+        p.numel() for n, p in built.unwrapped().policy.named_parameters() if n in roles_of(built.unwrapped().policy)
+    )
+    assert f"of {whole + adapters:,} parameters trained" in capsys.readouterr().out
+
+
 def test_a_reward_adapter_that_shares_the_base_has_its_tokenizer(base, bits, reward_adapter, tmp_path):
     other = word_tokenizer()
     other.add_tokens(["extra"])
@@ -333,7 +383,7 @@ def test_a_reward_adapter_is_loaded_in_the_quantisation_it_was_trained_in(base, 
     assert bool(quantization_of(loaded)) == (bits == 4)
     if bits == 4:
         eight = BitsAndBytesConfig(load_in_8bit=True)
-        with pytest.raises(ValueError, match="was trained on a base quantised as"):
+        with pytest.raises(ValueError, match="load_in_4bit was True and is False; load_in_8bit was False and is True"):
             load_reward_model(str(reward_adapter), quantization_config=eight)
         assert quantization_of(load_reward_model(str(reward_adapter), quantization_config=None)) is None
 
@@ -394,7 +444,8 @@ def test_a_reward_adapter_may_bring_a_base_of_its_own(base, bits, reward_adapter
 @pytest.mark.parametrize("role", ["peft_config", "value_model"])
 def test_target_modules_that_match_nothing(base, bits, tmp_path, role):
     config = LoraConfig(target_modules=["w_query"], task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match=r"w_query.* not found in the base model"):
+    message = r"the (policy's adapter|adapter 'value'): .*w_query.* not found in the base model.*'q_proj', 'up_proj'"
+    with pytest.raises(ValueError, match=message):
         one_base(base, tmp_path, bits, nothing, **{role: config})
 
 
@@ -460,5 +511,5 @@ def test_a_run_starts_from_a_saved_adapter_on_the_base_it_was_trained_on(base, b
     second.train()
     assert torch.equal(seen[0].old_logprobs, seen[0].ref_logprobs)
     other = {"quantization_config": None} | quantization(36 - bits)
-    with pytest.raises(ValueError, match=r"quantised as|the policy's is in"):
+    with pytest.raises(ValueError, match=r"it was trained in .*, the base is in"):
         one_base(base, tmp_path / "no", 36 - bits, str(reward_adapter), **start | other)
