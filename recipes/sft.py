@@ -34,12 +34,8 @@ def main() -> None:
     data = load_splits(script.dataset_name, script.dataset_config)
     held_out = split_of(data, script.dataset_test_split, script.dataset_name) if args.eval_strategy != "no" else None
     loading = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
-    args.model_init_kwargs = {
-        **loading,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        **(args.model_init_kwargs or {}),
-    }
+    loading |= {"trust_remote_code": False, "use_safetensors": True}
+    args.model_init_kwargs = {**loading, **(args.model_init_kwargs or {})}
     trainer = SFTTrainer(
         model=model.model_name_or_path,
         args=args,

@@ -65,6 +65,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.*$}-])/(work|tmp|root)/")
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|NotImplement" + r"edError)\b")
 DRAWS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
 DRAWS_IN_PLACE = {"normal_", "uniform_", "bernoulli_", "exponential_", "random_", "multinomial"}
+PICKLES = {"pickle.load", "pickle.loads", "joblib.load", "np.load", "numpy.load", "pd.read_pickle"}
 NUMPY_WITH_ADDRESS = {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"}
 
 
@@ -251,6 +252,39 @@ def files_are_short(root: Path) -> list[str]:
     return complaints
 
 
+def _is(node: ast.expr | None, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
+def nothing_foreign_runs(root: Path) -> list[str]:
+    """No code from a model's repository, no pickle: reading either would run what a stranger wrote."""
+    complaints = []
+    for file, tree in sources(root, "hfrlhf", "recipes"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                named = {k.value: v for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)}
+                if _is(named.get("trust_remote_code"), True):
+                    complaints.append(f"{file}:{node.lineno}: trusts remote code by itself")
+            if not isinstance(node, ast.Call):
+                continue
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            called = ast.unparse(node.func)
+            if _is(given.get("trust_remote_code"), True):
+                complaints.append(f"{file}:{node.lineno}: {called} trusts remote code by itself")
+            loads = called == "torch.load" or (called == "load" and file_imports(tree, "torch", "load"))
+            if called in PICKLES or (loads and not _is(given.get("weights_only"), True)):
+                complaints.append(f"{file}:{node.lineno}: {called} reads a pickle; weights_only=True does not")
+            safe = _is(given.get("use_safetensors"), True) or "loading_options" in ast.unparse(node)
+            if re.match(r"Auto(Peft)?Model\w*\.from_pretrained$", called) and not safe:
+                complaints.append(f"{file}:{node.lineno}: {called} may read a pickle; use_safetensors=True may not")
+    return complaints
+
+
+def file_imports(tree: ast.Module, module: str, name: str) -> bool:
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module]
+    return any(alias.name == name for node in froms for alias in node.names)
+
+
 def no_machine_paths(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{number}: names a path of one machine"
@@ -310,6 +344,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     public_things_have_docstrings,
     functions_are_short,
     files_are_short,
+    nothing_foreign_runs,
     no_machine_paths,
     nothing_unfinished,
     readme_shows_the_house,
@@ -367,6 +402,18 @@ BAD_FILES = [
     (functions_are_short, "hfrlhf/data/bad.py", "def long():\n" + "    pass\n" * 60, "long has 61 lines"),
     (files_are_short, "hfrlhf/data/bad.py", "x = 1\n" * 301, "301 lines, at most 300"),
     (files_are_short, "hfrlhf/__init__.py", "x = 1\n" * 91, "91 lines, at most 90"),
+    (nothing_foreign_runs, "hfrlhf/data/bad.py", "import torch\ntorch.load('x')", "torch.load reads a pickle"),
+    (nothing_foreign_runs, "hfrlhf/data/bad.py", "from torch import load\nload('x')", "load reads a pickle"),
+    (nothing_foreign_runs, "hfrlhf/data/bad.py", "torch.load('x', weights_only=False)", "torch.load reads a pickle"),
+    (nothing_foreign_runs, "recipes/bad.py", "import pickle\npickle.loads(b'')", "pickle.loads reads a pickle"),
+    (nothing_foreign_runs, "recipes/bad.py", "A.from_pretrained('x', trust_remote_code=True)", "trusts remote code"),
+    (nothing_foreign_runs, "recipes/bad.py", "options = {'trust_remote_code': True}", "trusts remote code"),
+    (
+        nothing_foreign_runs,
+        "hfrlhf/models/bad.py",
+        "AutoModelForCausalLM.from_pretrained('x')",
+        "use_safetensors=True may not",
+    ),
     (no_machine_paths, "notes.txt", "see " + "/" + "tmp/results", "names a path of one machine"),
     (nothing_unfinished, "hfrlhf/data/bad.py", "# TO" + "DO: later", "bad.py:1"),
     (nothing_unfinished, "hfrlhf/data/bad.py", "raise NotImplement" + "edError", "bad.py:1"),

@@ -60,14 +60,11 @@ def _load_causal(name: str, kwargs: dict[str, Any]) -> Any:
         check_saved_quantization(name, kwargs.get("quantization_config"))
         options = _trainable_precision(AutoConfig.from_pretrained(place, trust_remote_code=False), kwargs)
         elsewhere = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
-        base = prepare_quantized(
-            AutoModelForCausalLM.from_pretrained(place, **loading_options(place, elsewhere)), False
-        )
-        return PeftModel.from_pretrained(base, name, is_trainable=True, **where)
+        base = AutoModelForCausalLM.from_pretrained(place, **loading_options(place, elsewhere))
+        return PeftModel.from_pretrained(prepare_quantized(base, False), name, is_trainable=True, **where)
     config = AutoConfig.from_pretrained(name, **config_options(kwargs))
     _refuse_encoder_decoder(config, name)
-    options = loading_options(name, _trainable_precision(config, kwargs))
-    return AutoModelForCausalLM.from_pretrained(name, **options)
+    return AutoModelForCausalLM.from_pretrained(name, **loading_options(name, _trainable_precision(config, kwargs)))
 
 
 def _trainable_precision(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class FunctionReward:
     function: Callable[..., Any]
     name: str
     timeout: float | None = None  # seconds it may take
+    around: Callable[[], AbstractContextManager[None]] = nullcontext  # entered for each call, on every process
 
     def __call__(self, completions: Completions) -> Tensor:
         """[B] scores.
@@ -36,14 +38,15 @@ class FunctionReward:
             RuntimeError: it raised an error (which is the cause of this one).
             TimeoutError: it took longer than `timeout`.
         """
-        if not completions.completions:  # a process whose share is empty; a user's function need not allow for it
-            return torch.zeros(0)
-        keywords = dict(completions.columns) | {
-            "prompts": completions.prompts,
-            "completions": completions.completions,
-            "completion_ids": completions.completion_ids,
-        }
-        return self._checked(self._result(keywords), len(completions.completions))
+        with self.around():
+            if not completions.completions:  # a process whose share is empty; a user's function need not allow for it
+                return torch.zeros(0)
+            keywords = dict(completions.columns) | {
+                "prompts": completions.prompts,
+                "completions": completions.completions,
+                "completion_ids": completions.completion_ids,
+            }
+            return self._checked(self._result(keywords), len(completions.completions))
 
     def _result(self, keywords: dict[str, Any]) -> Any:
         rows = len(keywords["completions"])

@@ -7,7 +7,7 @@ them. What distinguishes one algorithm from another is its row in `ALGORITHMS`.
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -159,6 +159,9 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()
+        for function in self.reward.sources:
+            if isinstance(function, FunctionReward):  # a user's code, which may fail on one process alone
+                function.around = partial(together, self.accelerator)
         for source in [self.reference, *self.reward.sources]:
             if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
                 source.model.to(args.device)
@@ -190,11 +193,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
 
     def score(self, completions: Completions) -> tuple[Tensor, Tensor]:
         """[B] weighted scores of the reward functions, and [B,S] what each of them said."""
-        parts = {}
-        for source in self.reward.sources:
-            # Only functions fail on one process alone; a model may communicate, which `together` must not be around.
-            with together(self.accelerator) if isinstance(source, FunctionReward) else nullcontext():
-                parts[source.name] = source(completions).float().cpu()
+        parts = {name: part.float().cpu() for name, part in self.reward.parts(completions).items()}
         with together(self.accelerator):
             scores = self.reward.combine(parts)
         return scores, torch.stack(list(parts.values()), -1)

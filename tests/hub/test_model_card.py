@@ -8,6 +8,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,6 +108,39 @@ def rendered(text: str) -> Cells:
 
 def python_block(text: str) -> str:
     return next(token.content for token in markdown().parse(body_of(text)) if token.info == "python")
+
+
+# What a terminal obeys, or a file cannot hold.
+CONTROLS = [
+    "\x1b[31mred\x1b[0m",
+    "a\x00b\x07c\x08d",
+    "\x1b]0;title\x07",
+    "left\u202eright",
+    "half \ud800",
+    "\ufeff\u200b",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE + BREAKS + CONTROLS)
+def test_every_fact_may_be_hostile(text: str, tmp_path: Path) -> None:
+    """All of them at once: the YAML reads back with the same keys, the page has the same headings and no new tag."""
+    names = ("model_name", "method", "base_model", "license", "remarks", "command", "example")
+    words: dict[str, Any] = dict.fromkeys(names, text)
+    maps = {name: {text: text} for name in ("hyperparameters", "versions")}
+    lists: dict[str, Any] = dict.fromkeys(("tags", "figures"), (text,))
+    lists["datasets"] = ("someone/reviews", text)
+    rows: dict[str, Any] = {"samples": ({text: text, "score": 1.0},), "metrics": {text: 1.0}}
+    path = write_model_card(tmp_path, dataclasses.replace(FACTS, **words, **maps, **lists, **rows))
+    written, harmless = path.read_text(encoding="utf-8"), model_card(dataclasses.replace(FACTS, method="a"))
+    assert set(metadata_of(written)) == set(metadata_of(harmless)) - {"base_model"}
+    (result,) = metadata_of(written)["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [1.0]
+    assert set(rendered(written).tags) <= {*rendered(harmless).tags, "br"}
+    pages = [markdown().render(body_of(page)) for page in (written, harmless)]
+    headings = [re.findall("<h2>(.*?)</h2>", page) for page in pages]
+    assert headings[0] == headings[1] and pages[0].count("<h1>") == 1
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", written)
+    ModelCard(written)
 
 
 def test_metadata_is_what_the_hub_expects() -> None:
