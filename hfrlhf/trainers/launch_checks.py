@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
+from datasets import disable_progress_bars as disable_bars_of_datasets
+from transformers.utils import logging
 
 # How many processes torchrun, accelerate and mpirun say they started.
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -47,6 +50,16 @@ def check_launch(args: Any) -> None:
         raise ValueError(f"FSDP was asked for, but DDP on CPUs would run: {REMEDIES['FSDP']}")
     if args.world_size == 1:
         _check_alone()
+    if args.process_index > 0:
+        stay_quiet()
+
+
+def stay_quiet() -> None:
+    """One process speaks for all: the others show no bars and no warnings, only errors."""
+    disable_bars_of_datasets()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore", UserWarning)
+    logging.get_logger("hfrlhf").setLevel(logging.ERROR)
 
 
 def _check_alone() -> None:
