@@ -285,6 +285,12 @@ class PolicyGradientConfig(TrainingArguments):
                 "reward it has a few per cent of the gradient of the KL; 'k1' has all of it",
                 stacklevel=4,
             )
+        if self.kl_limit is not None and self.save_total_limit == 1:
+            warnings.warn(
+                "`save_total_limit=1` with `kl_limit`: the one checkpoint kept may be that of a policy that has run away "
+                "since the last rollout; keep two or more",
+                stacklevel=4,
+            )
         if self.kl_target is not None and self.episodes_per_rollout >= 5 * self.kl_horizon:
             raise ValueError(
                 f"`kl_horizon={self.kl_horizon:g}` episodes is too short for rollouts of {self.rollout_batch_size}: "

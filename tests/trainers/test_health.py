@@ -17,7 +17,7 @@ from hfrlhf import RewardConfig, RewardTrainer
 from hfrlhf.experience import Experience
 from hfrlhf.trainers.health import KLTooHigh, NonFiniteUpdates
 from hfrlhf.trainers.metrics import Metrics
-from tests.trainers.helpers import load, parameters, prompts, trainer, training_logs
+from tests.trainers.helpers import config, load, parameters, prompts, trainer, training_logs
 
 PAIRS = Dataset.from_list([{"chosen": "the film is good", "rejected": "a bad story"}] * 8)
 
@@ -239,6 +239,11 @@ def test_long_prompts_are_left_out_counted_and_reported(tiny_model_folder, tmp_p
 def test_limits_that_make_no_sense(tiny_model_folder, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(str(tiny_model_folder), tmp_path, train_dataset=prompts(), **changes)
+
+
+def test_a_limit_that_one_checkpoint_cannot_serve_warns(tmp_path):
+    with pytest.warns(UserWarning, match="keep two or more"):
+        config(tmp_path, kl_limit=1.0, save_total_limit=1)
 
 
 def test_a_reward_trainers_limit(tmp_path):
