@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -273,9 +273,22 @@ def load_policy_weights(policy: Any, folder: Path) -> None:
 
 
 def load_adapter_weights(policy: PeftModel, folder: Path, name: str) -> None:
-    """A saved adapter's weights into the adapter of that name, in place."""
+    """A saved adapter's weights into the adapter of that name, in place, and all of them.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter lacks weights of the model's, or has others (PEFT would leave them as they are).
+    """
     _existing(folder / "adapter_model.safetensors")
-    set_peft_model_state_dict(policy, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
+    saved = load_peft_weights(str(folder), device="cpu")
+    expected = get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
+    result: Any = set_peft_model_state_dict(policy, saved, adapter_name=name)
+    missing = sorted(set(expected) - set(saved))
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"{folder} does not fit the adapter {name!r}: missing {missing[:3]}, unexpected "
+            f"{sorted(result.unexpected_keys)[:3]}; was it saved with another PEFT configuration?"
+        )
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -84,7 +84,10 @@ class CompletionsCallback(TrainerCallback):
         path = Path(args.output_dir) / "completions.jsonl"
         if state.is_world_process_zero and path.exists():
             rows = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(row for row in rows if json.loads(row)["step"] <= state.global_step))
+            whole = [row for row in rows if row.endswith("\n")]  # a killed run may have written half of its last one
+            kept = path.with_suffix(".kept")
+            kept.write_text("".join(row for row in whole if json.loads(row)["step"] <= state.global_step))
+            kept.replace(path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Append the newest samples."""

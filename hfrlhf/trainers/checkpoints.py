@@ -1,18 +1,49 @@
-"""Folders of runs: never written over by accident, resumed only by the run they belong to."""
+"""Folders of runs: never written over by accident, resumed only by the run they belong to, thinned out with care."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
+from peft import PeftModel
+from transformers.utils import logging
+
+from .safe_folder import damage, discard
+
+logger = logging.get_logger(__name__)
 
 # What a finished or interrupted run leaves in its output folder.
 RUN_FILES = (
     *("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "training_args.json"),
     "completions.jsonl",
 )
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# What of a PEFT configuration decides on the shape and the effect of the adapter's weights.
+ADAPTER_SETTINGS = (
+    *("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "layers_to_transform"),
+    *("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+)
+
+
+def check_output_path(output_dir: str) -> None:
+    """Refuse a path at which nothing can be written, before any work is done.
+
+    Raises:
+        NotADirectoryError: the path, or one above it, is a file.
+        PermissionError: the folder, or the one it would be made in, takes no new files.
+    """
+    path = Path(output_dir).absolute()
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))  # the root at least
+    if not there.is_dir():
+        where = "is a file" if there == path else f"lies under {str(there)!r}, which is a file"
+        raise NotADirectoryError(f"output_dir={output_dir!r} {where}; pass a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"output_dir={output_dir!r}: nothing can be written to {str(there)!r}; pass another folder"
+        )
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -20,11 +51,10 @@ def check_output_dir(output_dir: str) -> None:
 
     Raises:
         FileExistsError: it has checkpoints or a saved model.
-        NotADirectoryError: the path is a file.
+        NotADirectoryError, PermissionError: it cannot be written.
     """
+    check_output_path(output_dir)
     folder = Path(output_dir)
-    if folder.is_file():
-        raise NotADirectoryError(f"output_dir={output_dir!r} is a file; pass a folder")
     found = sorted(p.name for p in folder.glob("checkpoint-*")) + [f for f in RUN_FILES if (folder / f).exists()]
     if found:
         raise FileExistsError(
@@ -33,38 +63,69 @@ def check_output_dir(output_dir: str) -> None:
         )
 
 
-def newest_checkpoint(output_dir: str) -> str:
-    """The checkpoint with the highest step in a folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found is None:
-        raise ValueError(f"resume_from_checkpoint=True, but {output_dir!r} holds no checkpoint-<step> folder")
-    return found
+def checkpoints_in(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, the highest step first, whatever state they are in."""
+    found = [path for path in run.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def saved_step(checkpoint: str) -> int:
-    """The optimiser steps that are behind a checkpoint."""
-    return int(json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"])
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step that a folder's name gives; -1 for another name."""
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
-def refuse_changed_settings(state_file: Path, settings: dict[str, Any]) -> None:
-    """Refuse to continue a run with another batch arithmetic: its mini-batches would not be the ones it saved.
+def saved_state(checkpoint: str | Path) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint: `global_step`, `max_steps`, `num_train_epochs`, …"""
+    return json.loads(Path(checkpoint, "trainer_state.json").read_text())
 
-    Raises:
-        FileNotFoundError: the folder is not a checkpoint of ours.
-        ValueError: a setting differs; the message names both values.
-    """
-    if not state_file.is_file():
-        raise FileNotFoundError(
-            f"{state_file} is missing: {state_file.parent} is not a complete checkpoint of this trainer"
-        )
+
+def changed_settings(state_file: Path, settings: dict[str, Any]) -> str | None:
+    """What of a run's settings is not as in the checkpoint, as "name: old → new"; None where all are the same."""
     saved = json.loads(state_file.read_text())["settings"]
-    changed = [f"{name}: {saved.get(name)} → {value}" for name, value in settings.items() if saved.get(name) != value]
-    if changed:
-        raise ValueError(f"this run cannot continue {state_file.parent} with changed {'; '.join(changed)}")
+    now = json.loads(json.dumps(settings))  # as they would be read back
+    changed = [f"{name}: {saved.get(name)} → {value}" for name, value in now.items() if saved.get(name) != value]
+    return "; ".join(changed) or None
+
+
+def adapter_settings(model: Any) -> dict[str, dict[str, Any]]:
+    """For each adapter on a model (policy, reference, critic, reward) what makes its weights what they are."""
+    if not isinstance(model, PeftModel):
+        return {}
+    return {
+        role: {name: _plain(getattr(config, name, None)) for name in ADAPTER_SETTINGS}
+        for role, config in sorted(model.peft_config.items())
+    }
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | list | tuple) else getattr(value, "value", value)
+
+
+def rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> list[Path]:
+    """Delete the oldest checkpoints beyond `save_total_limit`, never the last one that is whole.
+
+    The one just written and the best one stay, as with the stock Trainer; where none of those that would stay is whole
+    (a disk may spoil what was written to it), the newest whole one stays too.
+
+    Returns:
+        what was to be deleted.
+    """
+    found = checkpoints_in(run)
+    if not limit or limit < 0 or len(found) <= limit:
+        return []
+    kept = [path for path in found if path == newest or str(path) == best]
+    others = [path for path in found if path not in kept]
+    kept += others[: max(0, limit - len(kept))]
+    if all(damage(path) for path in [newest, *kept]):
+        kept += [path for path in others if path not in kept and damage(path) is None][:1]
+    gone = [path for path in found if path not in kept]
+    for path in gone:
+        try:
+            discard(path)
+        except OSError as error:
+            logger.warning(f"{path}, beyond `save_total_limit={limit}`, could not be deleted: {error}")
+    return gone
 
 
 def write_training_args(args: Any, folder: Path) -> None:

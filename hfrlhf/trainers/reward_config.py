@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,8 @@ class RewardConfig(TrainingArguments):
         self._check_ranges()
         super().__post_init__()
         check_launch(self)
+        if self.save_only_model:
+            warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
 
     def _refuse_meaningless(self) -> None:
         for name, (allowed, advice) in REFUSED.items():

@@ -26,12 +26,13 @@ from ..evaluation.pairwise_accuracy import score_metrics
 from ..hub.model_card import write_model_card
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
-from .checkpoints import check_output_dir, newest_checkpoint, write_training_args
+from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
 from .launch_checks import check_same_everywhere, check_strategy
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
+from .reward_state import RewardState
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ REFERENCE_ROWS = 1024  # chosen responses over which the scores are normalised (
 SMALLEST_STD = 1e-6  # scores that spread less are all the same; dividing by that would only blow up rounding errors
 
 
-class RewardTrainer(GuardedUpdates, Trainer):
+class RewardTrainer(RewardState, GuardedUpdates, Trainer):
     """Trains a reward model on pairs of a chosen and a rejected response.
 
     Args:
@@ -208,15 +209,11 @@ class RewardTrainer(GuardedUpdates, Trainer):
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
-            ValueError: resume was asked for and there is no checkpoint.
+            ValueError: resume was asked for, and there is no whole checkpoint, or one of another batch arithmetic.
             Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_checkpoint(str(self.args.output_dir))
-        if not resume_from_checkpoint and self.state.global_step == 0:
-            check_output_dir(str(self.args.output_dir))
         with self.interruption:
-            result = super().train(resume_from_checkpoint or None, *args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         self.normalize()
         return result
 

@@ -17,14 +17,9 @@ from transformers.utils import logging
 from ..experience import Experience
 from ..hub.model_card import write_model_card
 from ..models.quantization import quantization_of
-from .checkpoints import (
-    check_output_dir,
-    newest_checkpoint,
-    refuse_changed_settings,
-    saved_step,
-    write_training_args,
-)
+from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
 from .policy_card import policy_card
+from .safe_checkpoints import SafeCheckpoints
 from .start_report import planned_steps, start_report, warn_of_warm_up
 
 logger = logging.get_logger(__name__)
@@ -41,9 +36,10 @@ class Cycle:
     started: float = 0.0
 
 
-class RunState:
+class RunState(SafeCheckpoints):
     """Mixin before `transformers.Trainer`: what is saved, and how a run starts or goes on."""
 
+    STATE_FILE = STATE_FILE
     cycle: Cycle | None = None
 
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -51,22 +47,19 @@ class RunState:
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
-            ValueError: no checkpoint to resume from, or one of another batch arithmetic.
+            ValueError: no whole checkpoint to resume from, or one of another batch arithmetic.
             Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
         """
         warn_of_warm_up(self)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint:
-            refuse_changed_settings(Path(resume_from_checkpoint) / STATE_FILE, self.settings())
-            if saved_step(resume_from_checkpoint) >= planned_steps(self):
-                return self.finished(resume_from_checkpoint)
-        else:
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is None:
             check_output_dir(self.args.output_dir)
+        elif saved_state(checkpoint)["global_step"] >= planned_steps(self):
+            return self.finished(checkpoint)
         if self.is_world_process_zero():
             print(start_report(self))
         with self.interruption:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+            return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def finished(self: Any, checkpoint: str) -> TrainOutput:
         """A run that is complete is only loaded: the stock loop would take one more step."""
@@ -84,8 +77,13 @@ class RunState:
             *("algorithm", "num_ppo_epochs", "value_epochs", "num_mini_batches", "gradient_accumulation_steps"),
             *("rollout_batch_size", "num_generations", "seed"),
         ]
-        quantization = quantization_of(self.unwrapped().policy)
-        return {name: getattr(a, name) for name in names} | {"processes": a.world_size, "quantization": quantization}
+        policy = self.unwrapped().policy
+        return {name: getattr(a, name) for name in names} | {
+            "processes": a.world_size,
+            "prompts": len(self.prompts.ids),
+            "quantization": quantization_of(policy),
+            "adapters": adapter_settings(policy),
+        }
 
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""
@@ -108,7 +106,7 @@ class RunState:
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
         """Beside optimiser and schedule: what `_save_rng_state` wrote."""
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         state = json.loads(Path(checkpoint, STATE_FILE).read_text())

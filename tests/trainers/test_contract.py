@@ -25,6 +25,9 @@ SIGNATURES = {
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
+    "_save_checkpoint": ["model", "trial"],
+    "_get_output_dir": ["trial"],
+    "_push_from_checkpoint": ["checkpoint_folder"],
 }
 
 
@@ -44,6 +47,7 @@ PASSED_ON = {
         "dataset_args",
     ],
     "get_optimizer_cls_and_kwargs": ["args", "model"],
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
 }
 
 

@@ -81,6 +81,7 @@ def test_completions_are_kept_once_also_across_a_resume(tiny_model_folder, tmp_p
     built().train()
     path = tmp_path / "run" / "completions.jsonl"
     whole = path.read_text()
+    path.write_text(whole + '{"step": 12, "prom')  # what a kill in the middle of a line leaves
     built().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
     assert path.read_text() == whole
     assert {json.loads(row)["step"] for row in whole.splitlines()} == {4, 8, 12}

@@ -126,8 +126,9 @@ def test_resuming_from_nothing_says_so(tiny_model_folder, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint"):
         trainer(str(tiny_model_folder), tmp_path).train(resume_from_checkpoint=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="not a complete checkpoint"):
-        trainer(str(tiny_model_folder), tmp_path).train(resume_from_checkpoint=str(tmp_path / "empty"))
+    for folder, words in (("empty", "no manifest.json"), ("nowhere", "no such folder")):
+        with pytest.raises(ValueError, match=f"{folder} cannot be resumed from: .*{words}"):
+            trainer(str(tiny_model_folder), tmp_path).train(resume_from_checkpoint=str(tmp_path / folder))
 
 
 def test_a_folder_with_another_run_is_never_written_over(tiny_model_folder, tmp_path):

@@ -539,6 +539,7 @@ def test_a_folder_with_another_run_is_not_overwritten(tiny_model_folder, tmp_pat
 
 PUBLIC = ("train", "evaluate", "predict", "log", "compute_loss", "prediction_step", "get_batch_samples")
 PRIVATE = ("create_model_card", "_save", "_save_checkpoint", "_get_eval_sampler", "_set_signature_columns_if_needed")
+PRIVATE += ("_save_rng_state", "_load_rng_state", "_load_from_checkpoint", "_load_optimizer_and_scheduler")
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, *PRIVATE])

@@ -1,0 +1,103 @@
+"""What a reward model's training leaves behind and goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ..models.actor_critic import load_adapter_weights, load_weights
+from ..models.adapters import POLICY_ADAPTER
+from ..models.quantization import quantization_of
+from .checkpoints import adapter_settings, check_output_dir, saved_state
+from .safe_checkpoints import SafeCheckpoints
+
+logger = logging.get_logger(__name__)
+
+STATE_FILE = "reward_state.json"
+
+
+class RewardState(SafeCheckpoints):
+    """Mixin before `transformers.Trainer`: how the training of a reward model starts, goes on and is saved."""
+
+    STATE_FILE = STATE_FILE
+
+    def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or go on exactly where a checkpoint ends.
+
+        Raises:
+            FileExistsError: the output folder holds another run and no resume was asked for.
+            ValueError: no whole checkpoint to resume from, or one of another batch arithmetic.
+        """
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is None and self.state.global_step == 0:
+            check_output_dir(str(self.args.output_dir))
+        if checkpoint and saved_state(checkpoint)["global_step"] >= self.planned_steps():
+            return self.finished(checkpoint)
+        return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def planned_steps(self: Any) -> int:
+        """Optimiser steps of the whole run."""
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
+        steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * steps)
+
+    def finished(self: Any, checkpoint: str) -> TrainOutput:
+        """A run that is complete is only loaded."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+        logger.warning(
+            f"{checkpoint} is the end of this run ({self.state.global_step} steps): nothing is left to train"
+        )
+        return TrainOutput(self.state.global_step, 0.0, {})
+
+    def settings(self: Any) -> dict[str, Any]:
+        """What a resumed run must share with the run it continues."""
+        names = [
+            *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "max_length"),
+            "train_sampling_strategy",
+        ]
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: getattr(self.args, name) for name in names} | {
+            "processes": self.args.world_size,
+            "pairs": len(self.train_dataset),
+            "quantization": quantization_of(model),
+            "adapters": adapter_settings(model),
+        }
+
+    def _save_rng_state(self: Any, output_dir: str) -> None:
+        """Beside the generators' state: what the next log will show of the steps since the last one."""
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        pending = self._from_all([float(self._tr_loss), [seen.tolist() for seen in self._seen]])
+        if self.args.should_save:
+            state = {"settings": self.settings(), "logged": self._globalstep_last_logged, "pending": pending}
+            Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
+
+    def _load_rng_state(self: Any, checkpoint: str | None) -> None:
+        """Beside the generators' state: what `_save_rng_state` wrote, each process its own part."""
+        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
+        loss, seen = state["pending"][self.args.process_index]
+        self._globalstep_last_logged = state["logged"]
+        self._tr_loss = torch.full_like(self._tr_loss, loss)
+        self._seen = [torch.tensor(row, dtype=torch.float64, device=self.args.device) for row in seen]
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The model's weights, in place, and all of them."""
+        own = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        elif isinstance(own, PeftModel):
+            load_adapter_weights(own, Path(resume_from_checkpoint), POLICY_ADAPTER)
+        else:
+            load_weights(own, Path(resume_from_checkpoint))
