@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ..data.ordering import EpochOrder, grouped_by_length, shuffled
 from ..models.actor_critic import load_adapter_weights, load_weights
 from ..models.adapters import POLICY_ADAPTER
 from ..models.quantization import quantization_of
@@ -58,6 +61,20 @@ class RewardState(SafeCheckpoints):
             f"{checkpoint} is the end of this run ({self.state.global_step} steps): nothing is left to train"
         )
         return TrainOutput(self.state.global_step, 0.0, {})
+
+    def _get_train_sampler(self: Any, train_dataset: Any = None) -> Sampler | None:
+        """Orders that are a function of (seed, epoch): a resumed run reads the pairs that it would have read."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        args, strategy = self.args, self.args.train_sampling_strategy
+        seed = args.seed if args.data_seed is None else args.data_seed
+        orders: dict[str, Callable[[int], list[int]]] = {"random": lambda epoch: shuffled(len(rows), (seed, epoch))}
+        if "length" in rows.column_names:
+            lengths = rows["length"][:]
+            together = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            orders["group_by_length"] = lambda epoch: grouped_by_length(lengths, together, (seed, epoch))
+        if strategy not in orders:
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        return EpochOrder(len(rows), orders[strategy], lambda: int(self.state.epoch or 0))
 
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from tests.trainers.helpers import parameters, trainer, training_logs
+from tests.trainers.helpers import parameters, prompts, trainer, training_logs
 
 STEPS = 12  # three rollouts of four steps; twelve prompts and eight episodes a rollout make two rollouts an epoch
 
@@ -114,12 +115,79 @@ def test_a_finished_run_is_loaded_and_not_trained_on(tiny_model_folder, tmp_path
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_ppo_epochs": 1}, {"num_mini_batches": 1}, {"rollout_batch_size": 16}, {"seed": 4}]
+    "changes",
+    [
+        *({"num_ppo_epochs": 1}, {"num_mini_batches": 1}, {"rollout_batch_size": 16}, {"seed": 4}),
+        *({"gradient_accumulation_steps": 2}, {"num_generations": 2}, {"value_epochs": 1}),
+    ],
 )
 def test_another_batch_arithmetic_is_refused(tiny_model_folder, tmp_path, changes):
     run(tiny_model_folder, tmp_path, max_steps=2)
     with pytest.raises(ValueError, match=next(iter(changes))):
         run(tiny_model_folder, tmp_path, resume=2, **changes)
+
+
+class RatesUsed(TrainerCallback):
+    """The learning rate of every optimiser step, as the optimiser has it."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append({group["lr"] for group in optimizer.param_groups})
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"), [({"max_steps": 2 * STEPS}, 24), ({"max_steps": -1, "num_train_epochs": 2.0}, 16)]
+)
+def test_a_longer_run_follows_the_schedule_of_its_new_length(tiny_model_folder, tmp_path, capsys, length, steps):
+    run(tiny_model_folder, tmp_path)
+    used = RatesUsed()
+    longer = trainer(
+        *(str(tiny_model_folder), tmp_path),
+        **{"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "callbacks": [used]} | length,
+    )
+    longer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert f"planned for 12 steps and goes on with the schedule of {steps}" in capsys.readouterr().out
+    expected = [3e-3 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(6, steps)]
+    assert [max(rates) for rates in used.rates] == pytest.approx(expected, abs=0, rel=1e-12)
+    assert all(len(rates) == 1 for rates in used.rates)
+    logged = {row["step"]: row["learning_rate"] for row in training_logs(longer) if row["step"] > 6}
+    assert logged == pytest.approx({step: expected[step - 7] for step in range(8, steps + 1, 4)}, abs=0, rel=1e-12)
+
+
+def test_the_same_length_says_nothing(tiny_model_folder, tmp_path, capsys):
+    run(tiny_model_folder, tmp_path)
+    run(tiny_model_folder, tmp_path, resume=6)
+    assert "planned for" not in capsys.readouterr().out
+
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "value", "message"),
+    [
+        ({"lora_alpha": 8}, {}, "'lora_alpha': 4.* → .*'lora_alpha': 8"),
+        ({"target_modules": ["v_proj"]}, {}, r"'target_modules': \['q_proj'\].* → .*\['v_proj'\]"),
+        ({"r": 3}, {}, "'r': 2.* → .*'r': 3"),
+        ({}, {"r": 1}, "'value'.* → .*'r': 1"),
+    ],
+)
+def test_other_adapters_do_not_continue_a_run(tiny_model_folder, tmp_path, policy, value, message):
+    def build(policy, value):
+        adapters = {"peft_config": LoraConfig(**LORA | policy), "value_model": LoraConfig(**LORA | value)}
+        return trainer(str(tiny_model_folder), tmp_path, save_strategy="steps", save_steps=1, max_steps=1, **adapters)
+
+    build({}, {}).train()
+    with pytest.raises(ValueError, match=f"changed adapters: .*{message}"):
+        build(policy, value).train(resume_from_checkpoint=True)
+
+
+def test_other_prompts_do_not_continue_a_run(tiny_model_folder, tmp_path):
+    run(tiny_model_folder, tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match="prompts: 12 → 11"):
+        run(tiny_model_folder, tmp_path, resume=1, train_dataset=prompts(11))
 
 
 def test_resuming_from_nothing_says_so(tiny_model_folder, tmp_path):
