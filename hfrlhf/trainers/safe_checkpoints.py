@@ -167,6 +167,7 @@ class SafeCheckpoints:
         checkpoint = self._newest_whole() if asked is True else Path(str(asked))
         if asked is not True and (reason := self._why_not(checkpoint)):
             raise ValueError(f"{checkpoint} cannot be resumed from: {reason}")
+        self._warn_of_later_ones(checkpoint)
         for changed in self._from_all(changed_settings(checkpoint / self.STATE_FILE, self.settings())):
             if changed:
                 raise ValueError(f"this run cannot continue {checkpoint} with changed {changed}")
@@ -188,6 +189,15 @@ class SafeCheckpoints:
             raise ValueError(f"resume_from_checkpoint=True, but {str(run)!r} holds no checkpoint-<step> folder")
         found = "\n".join(skipped)
         raise ValueError(f"resume_from_checkpoint=True, but no checkpoint in {str(run)!r} is whole:\n{found}")
+
+    def _warn_of_later_ones(self: Any, checkpoint: Path) -> None:
+        later = [path for path in checkpoints_in(checkpoint.parent) if step_of(path) > step_of(checkpoint) >= 0]
+        if later and self.is_world_process_zero():
+            logger.warning(
+                f"{checkpoint.parent} also holds {', '.join(path.name for path in reversed(later))}, of later steps; "
+                "this run replaces each when it comes to its step. Until then `resume_from_checkpoint=True` would take "
+                "the last of them that is whole"
+            )
 
     def _clear_leftovers(self: Any, run: Path) -> None:
         if self.is_local_process_zero() and (run / ASIDE).is_dir():

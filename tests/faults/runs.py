@@ -15,7 +15,7 @@ from datasets import Dataset
 from hfrlhf import RewardConfig, RewardTrainer
 from tests.trainers.helpers import trainer
 
-STEPS = 24
+STEPS = 36
 
 
 def policy(model: str, folder: Path, **changes: Any) -> Any:
