@@ -113,12 +113,24 @@ class SafeCheckpoints:
         failed = None
         if self._moves:
             try:
+                self._check_weights(staged)
                 seal(staged, {"step": self.state.global_step, "processes": self.args.world_size})
                 publish(staged, target)
             except OSError as error:
                 failed = f"process {self.args.process_index}: {error}"
         if failures := [said for said in self._from_all(failed) if said]:
             raise OSError("; ".join(failures))
+
+    def _check_weights(self: Any, staged: Path) -> None:
+        """A node with a disk of its own may have been given no weights: transformers writes them on the first alone."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return  # each process writes its own piece
+        if not [*staged.glob("model*.safetensors"), *staged.glob("adapter_model.safetensors")]:
+            raise OSError(
+                f"no weights were written to {staged}: the nodes share no disk, and transformers writes a model's "
+                "weights on the first node alone. Put `output_dir` on a disk that all nodes see (a run that trains "
+                "adapters may set `save_on_each_node=True` instead)"
+            )
 
     def _lost(self: Any, target: Path, error: Exception) -> str:
         whole = next((path for path in checkpoints_in(target.parent) if path != target and not damage(path)), None)
@@ -165,9 +177,10 @@ class SafeCheckpoints:
         if not asked:
             return None
         checkpoint = self._newest_whole() if asked is True else Path(str(asked))
-        if asked is not True and (reason := self._why_not(checkpoint)):
-            raise ValueError(f"{checkpoint} cannot be resumed from: {reason}")
-        self._warn_of_later_ones(checkpoint)
+        if asked is not True:
+            if reason := self._why_not(checkpoint):
+                raise ValueError(f"{checkpoint} cannot be resumed from: {reason}")
+            self._name_later_ones(checkpoint)
         for changed in self._from_all(changed_settings(checkpoint / self.STATE_FILE, self.settings())):
             if changed:
                 raise ValueError(f"this run cannot continue {checkpoint} with changed {changed}")
@@ -190,10 +203,10 @@ class SafeCheckpoints:
         found = "\n".join(skipped)
         raise ValueError(f"resume_from_checkpoint=True, but no checkpoint in {str(run)!r} is whole:\n{found}")
 
-    def _warn_of_later_ones(self: Any, checkpoint: Path) -> None:
+    def _name_later_ones(self: Any, checkpoint: Path) -> None:
         later = [path for path in checkpoints_in(checkpoint.parent) if step_of(path) > step_of(checkpoint) >= 0]
         if later and self.is_world_process_zero():
-            logger.warning(
+            print(
                 f"{checkpoint.parent} also holds {', '.join(path.name for path in reversed(later))}, of later steps; "
                 "this run replaces each when it comes to its step. Until then `resume_from_checkpoint=True` would take "
                 "the last of them that is whole"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,27 @@ def test_two_processes_agree_on_what_is_whole(tiny_model_folder, tmp_path):
     said = torchrun(tiny_model_folder, tmp_path, "damage")
     assert said.count("the newest checkpoint that is whole") == 1, "one process speaks for all"
     assert said.count("left by a run that was killed") == 1
+
+
+def test_nodes_with_disks_of_their_own_each_keep_whole_checkpoints(tiny_model_folder, tmp_path):
+    """Two launches that meet over the network, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = [str(ROOT / "tests" / "faults" / "nodes.py"), str(tiny_model_folder), str(tmp_path)]
+    meet = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port]
+    command = [sys.executable, "-m", "torch.distributed.run", *meet]
+    nodes = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(node), *script],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    said = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0][-2500:] + said[1][-2500:]
+    assert all(f"HELD {node}" in said[node] for node in (0, 1))

@@ -158,8 +158,10 @@ def test_a_longer_run_follows_the_schedule_of_its_new_length(tiny_model_folder, 
 
 def test_the_same_length_says_nothing(tiny_model_folder, tmp_path, capsys):
     run(tiny_model_folder, tmp_path)
-    run(tiny_model_folder, tmp_path, resume=6)
-    assert "planned for" not in capsys.readouterr().out
+    run(tiny_model_folder, tmp_path, resume=10)
+    said = capsys.readouterr().out
+    assert "planned for" not in said
+    assert "also holds checkpoint-11, checkpoint-12, of later steps" in said
 
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
