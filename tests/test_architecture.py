@@ -38,7 +38,7 @@ LEVELS = {
 HOMES = {
     "bitsandbytes": "hfrlhf/models/quantization.py",
     "vllm": "hfrlhf/rollout/vllm_generation.py",
-    "deepspeed": None,
+    "deepspeed": "hfrlhf/models/sharding.py",
     **dict.fromkeys(["aim", "clearml", "comet_ml", "dvclive", "mlflow", "tensorboard", "trackio", "wandb"]),
 }
 

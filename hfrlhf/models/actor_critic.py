@@ -7,11 +7,10 @@ tensor of [B,T,V] is ever stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ..core.masking import at_least_float32
 from ..experience import Rollout
 from .adapters import POLICY_ADAPTER, VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
-from .quantization import save_quantization
+from .quantization import is_quantized, save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
 from .reward_model import reward_shift_of
@@ -30,9 +29,10 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What the models say about a rollout's response tokens.
+
+    A tuple: ZeRO-3 looks through those for the tensors whose backward pass needs the parameters again.
 
     Shapes: logprobs, entropy, values [B,A] float32, 0 at padding; bootstrap_values [B] float32 is V(s_{n+1}), the
     value after the last response token. With a Q head `values` are Q(s_t, a_t), best_values [B,A] max_a Q(s_t, a) and
@@ -127,6 +127,11 @@ class ActorCritic(nn.Module):
         """The policy's generation configuration."""
         return self.policy.generation_config
 
+    @property
+    def _no_split_modules(self) -> Any:
+        """The blocks that FSDP wraps, each by itself."""
+        return {name for model in self._models() for name in getattr(model, "_no_split_modules", None) or ()}
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generation with the policy."""
         return self.policy.generate(*args, **kwargs)
@@ -192,7 +197,7 @@ class ActorCritic(nn.Module):
             state_dict: gathered parameters of this module where they are not at hand (sharded training).
         """
         folder = Path(folder)
-        parts = {part: _part(state_dict, part) for part in ("policy", "value_head", "value_model")}
+        parts = {part: _part(state_dict, part, getattr(self, part)) for part in ("policy", "value_head", "value_model")}
         adapters = {"selected_adapters": ["default"]} if isinstance(self.policy, PeftModel) else {}
         self.policy.save_pretrained(folder, state_dict=parts["policy"], **adapters)
         save_quantization(self.policy, folder)
@@ -218,6 +223,21 @@ class ActorCritic(nn.Module):
             load_adapter_weights(self.policy, folder / VALUE_ADAPTER, VALUE_ADAPTER)
         if self.value_model is not None:
             load_weights(self.value_model, folder / VALUE_MODEL_FOLDER)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module's; but quantised weights bring entries of their own, which their base has already.
+
+        Raises:
+            RuntimeError: with `strict`, an entry is missing or unexpected; on a quantised base, one that trains.
+        """
+        quantized = is_quantized(causal_lm(self.policy))
+        found = super().load_state_dict(state_dict, strict=strict and not quantized, assign=assign)
+        missing = {name for name, p in self.named_parameters() if p.requires_grad} & set(found.missing_keys)
+        if strict and missing:
+            raise RuntimeError(
+                f"the state dict lacks {sorted(missing)[:3]}, which train: was it saved from this model?"
+            )
+        return found
 
 
 def checkpoints_activations(model: Any) -> bool:
@@ -306,10 +326,13 @@ def load_weights(model: Any, folder: Path) -> None:
         )
 
 
-def _part(state_dict: dict[str, Tensor] | None, name: str) -> dict[str, Tensor] | None:
+def _part(state_dict: dict[str, Tensor] | None, name: str, model: Any) -> dict[str, Tensor] | None:
     if state_dict is None:
         return None
-    return {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+    # Tied weights are saved once; transformers knows them by their memory, which gathered ones do not share.
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    own = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+    return {k: v for k, v in own.items() if k not in tied}
 
 
 def _existing(path: Path) -> Path:

@@ -19,8 +19,10 @@ from .names import as_name, config_options, hub_keywords, is_adapter, loading_op
 from .quantization import check_saved_quantization, is_quantized, prepare_quantized
 from .reward_head import head_of, with_score_head
 from .reward_model import load_reward_model
+from .sharding import check_whole, loaded_whole
 
 
+@loaded_whole()
 def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
     """A causal language model without dropout (a ratio or a KL of two dropout masks would be noise).
 
@@ -49,6 +51,7 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
     _refuse_encoder_decoder(model.config, type(model).__name__)
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no vocabulary head; pass an AutoModelForCausalLM model")
+    check_whole(model, "model")
     disable_dropout(model)
     return model
 
@@ -99,6 +102,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
         raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
 
 
+@loaded_whole()
 def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module | str:
     """What `ActorCritic` takes as critic.
 
@@ -147,6 +151,7 @@ def _load_critic(value_model: Any) -> tuple[Any, bool]:
         _refuse_quantized_critic(critic)
     else:
         _refuse_quantized_critic(value_model)
+        check_whole(value_model, "value model")
         critic, is_new_head = load_reward_model(copy.deepcopy(value_model), return_new_head=True)
     return with_score_head(critic.merge_and_unload() if isinstance(critic, PeftModel) else critic), is_new_head
 

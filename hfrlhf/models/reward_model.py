@@ -24,6 +24,7 @@ from .padding import with_padding_token
 from .quantization import quantization_of, save_quantization
 from .reward_building import ADAPTER_SETTINGS, from_name, from_object
 from .reward_head import backbone_of, head_of, init_reward_head, score_module
+from .sharding import check_whole, gathered, loaded_whole
 
 __all__ = [
     "backbone_of",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 
+@loaded_whole()
 def load_reward_model(
     model: Any, tokenizer: Any = None, seed: int = 0, return_new_head: bool = False, **kwargs: Any
 ) -> Any:
@@ -65,6 +67,7 @@ def load_reward_model(
         raise ValueError(f"{sorted(kwargs)} apply when a model is loaded by name or path, not to one in memory")
     else:
         loaded, new_head = from_object(model)
+    check_whole(loaded, "reward model")
     if new_head:
         init_reward_head(loaded, seed)
     config = loaded.config
@@ -131,18 +134,16 @@ def fold_normalization(model: Any, mean: float, std: float | None = None) -> Non
         mean, std: of the reference scores as they are read now, in reward units; std None shifts only.
 
     Raises:
-        ValueError: a mean that is not finite, a std that is not finite and positive, or a std and a head that is spread
-            over processes.
+        ValueError: a mean that is not finite, or a std that is not finite and positive.
     """
     scale = 1.0 if std is None else std
     if not math.isfinite(mean) or not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scores cannot be normalised with mean {mean} and standard deviation {std}")
     head = head_of(model)
-    if std is not None and head.weight.numel() == 0:
-        raise ValueError("the head's weights are not at hand (ZeRO-3 keeps them apart): use `normalize_scores='mean'`")
-    for parameter in (head.weight, head.bias):
-        if parameter is not None:
-            parameter.div_(scale)
+    with gathered((head.weight, head.bias)):
+        for parameter in (head.weight, head.bias):
+            if parameter is not None:
+                parameter.div_(scale)
     model.config.reward_shift = (reward_shift_of(model) + mean) / scale
 
 

@@ -42,6 +42,7 @@ from ..models.checks import (
 from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.reference import make_reference
 from ..models.score_gradients import score_gradient_sq_norms
+from ..models.sharding import check_own_rates, check_sharding
 from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from .algorithm_checks import check_trainer, check_unsharded, check_value_model
@@ -146,6 +147,8 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
     def _start(self, tokenizer: Any) -> None:
         args = self.args
         check_strategy(self.accelerator, args)
+        check_sharding(self.accelerator)
+        check_own_rates(self.accelerator)
         texts = {"tokens of the train prompts": self.prompts.ids, "train dataset": self.prompts.rows}
         if self.eval_prompts is not None:
             texts["eval dataset"] = self.eval_prompts.rows
@@ -176,12 +179,13 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
 
     def make_experience(self, prompts: Prompts, address: tuple[int, ...]) -> Experience:
         """Responses, scores, log-probs and values, rewards, advantages: of all processes, the same on each."""
-        with timed(self.metrics, "time/generate"):
-            rollout = self.generate(prompts, address)
-        with timed(self.metrics, "time/score"):
-            completions = self.describe(rollout, self.prompts)
-            scores, parts = self.score(completions)
-            evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
+        with self.whole_model():
+            with timed(self.metrics, "time/generate"):
+                rollout = self.generate(prompts, address)
+            with timed(self.metrics, "time/score"):
+                completions = self.describe(rollout, self.prompts)
+                scores, parts = self.score(completions)
+                evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
         self.samples = completions.examples(scores, 4)
         return self.shape_and_estimate(self.gather(evaluated))
 
@@ -373,8 +377,9 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             prompts = prepare_prompts(eval_dataset, self.processing_class, self.args.max_prompt_length, "eval")
         if prompts is None:
             raise ValueError("evaluate() needs prompts: pass `eval_dataset` to it or to the trainer")
-        rollout = self.generate(*self.evaluation_prompts(prompts))
-        seen = self.evaluate_rollout(rollout, *self.score(self.describe(rollout, prompts)))
+        with self.whole_model():
+            rollout = self.generate(*self.evaluation_prompts(prompts))
+            seen = self.evaluate_rollout(rollout, *self.score(self.describe(rollout, prompts)))
         metrics = evaluation_metrics(self.gather(seen), metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -26,6 +26,7 @@ from ..evaluation.pairwise_accuracy import score_metrics
 from ..hub.model_card import write_model_card
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
+from ..models.sharding import check_sharding
 from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
@@ -103,6 +104,7 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         self.interruption = Interruption(self)
         self.add_callback(self.interruption)
         check_strategy(self.accelerator, args)
+        check_sharding(self.accelerator)
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
 
     # ---- Pairs in -----------------------------------------------------------------------------------------------
@@ -122,6 +124,10 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         return SequentialSampler(eval_dataset)  # grouped by length, predictions would not come in the order of the data
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """To the device, without casting: under DeepSpeed a cast would round margins."""
+        return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -238,7 +244,8 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         rows = torch.linspace(0, len(pairs) - 1, min(len(pairs), REFERENCE_ROWS)).long().tolist()
         chosen = sorted(pairs.select(rows)["chosen_ids"][:], key=len)
         size = self.args.eval_batch_size
-        model = self.model_wrapped.eval()
+        model = self.model_wrapped
+        model.eval()  # by itself: that of DeepSpeed's engine returns nothing
         parts = []
         for start in range(0, len(chosen), size):
             batch = self._prepare_inputs(pad_right(chosen[start : start + size], self.data_collator.pad_token_id))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..core.policy_losses import approx_kl
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
+from ..models.sharding import backward, engine_step, strategy, whole_parameters
 from .callbacks import CycleEnd
 from .health import UpdateGuard, mini_batch_for_inspection
 from .interruption import Interruption
@@ -160,12 +161,21 @@ class RolloutLoop(RunState):
             return self.finish_step(torch.zeros((), device=self.args.device))
         batch = Experience(**self._prepare_inputs(inputs))
         chunks = chunks_by_length(batch.lengths, self.args.max_tokens_per_micro_batch)
+        count = self._passes(len(chunks))
         total = torch.zeros((), device=self.args.device)
-        for i, rows in enumerate(chunks):
-            is_last = i == len(chunks) - 1
-            with nullcontext() if is_last else self._hold_gradients(model):
-                total += self._chunk_step(model, batch.select(rows), num_items_in_batch)
+        for i in range(count):
+            idle = i >= len(chunks)  # the shortest rows once more, for nothing
+            chunk = batch.select(chunks[-1] if idle else chunks[i])
+            with nullcontext() if i == count - 1 else self._hold_gradients(model):
+                total += self._chunk_step(model, chunk, num_items_in_batch, idle)
         return self.finish_step(total)
+
+    def _passes(self: Any, own: int) -> int:
+        """How many forward and backward passes this micro-batch takes, where parameters or gradients lie in pieces:
+        there every pass is one of all processes, so that a process with fewer chunks than another adds idle ones."""
+        if strategy(self.accelerator) == "DDP":
+            return own
+        return int(self.accelerator.gather(torch.tensor([own], device=self.args.device)).max())
 
     @contextmanager
     def _hold_gradients(self: Any, model: Any) -> Iterator[None]:
@@ -178,9 +188,11 @@ class RolloutLoop(RunState):
         finally:
             state._set_sync_gradients(synced)
 
-    def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any) -> Tensor:
+    def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any, idle: bool = False) -> Tensor:
         loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)
-        self.accelerator.backward(loss)
+        if idle:
+            loss, sums = loss * 0, {}
+        backward(self.accelerator, loss, self.accelerator.sync_gradients)
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return loss.detach()
@@ -203,17 +215,28 @@ class RolloutLoop(RunState):
         self.metrics.add("loss", self._mean_over_processes(step_loss))
         critic = [g["lr"] for g in self.optimizer.param_groups if g.get("name", "").startswith("value/")]
         self.value_rate = {"value_learning_rate": critic[0]} if critic else {}
-        if self.sums:
+        took_part = bool(self.sums)
+        if took_part:
             self._note(self._token_means())
         self.sums = {}
-        if self.policy_rests:
+        engine_owns_gradients = strategy(self.accelerator) == "DEEPSPEED"
+        if took_part and engine_owns_gradients:
+            engine_step(self.accelerator, self.resting_groups())
+        elif self.policy_rests:
             # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
             self.unwrapped().stop_policy_gradients(whole=self.trunk_rests)
-        if self.guard.leaves_out(step_loss, partial(mini_batch_for_inspection, self)):
+        if took_part and self.guard.leaves_out(step_loss, partial(mini_batch_for_inspection, self)):
             self.metrics.add("skipped_updates", 1)
         if self.step_in_cycle == self.args.steps_per_rollout - 1:
             self._finish_cycle()
         return loss
+
+    def resting_groups(self: Any) -> list[str]:
+        """The parameter groups that stay as they are in this step, where an engine owns their gradients."""
+        trunk = self.trunk_rests and not self.unwrapped().critic_is_apart
+        rests = {"policy": self.policy_rests, "value": self.policy_rests and trunk}
+        names = [group["name"] for group in self.optimizer.param_groups]
+        return [name for name in names if rests[name.split("/")[0]]]
 
     def _finish_cycle(self: Any) -> None:
         """The last step of a rollout: β moves by the rollout's KL (SPEC §2.4), not while only the critic learns."""
@@ -265,14 +288,19 @@ class RolloutLoop(RunState):
         seen = self.cycle.experience
         mine = seen.select(torch.arange(len(seen)).tensor_split(self.args.world_size)[self.args.process_index])
         total = torch.zeros((), device=self.args.device)
-        for rows in chunks_by_length(mine.lengths, self.args.max_tokens_per_micro_batch):
-            chunk = mine.select(rows).to(self.args.device)
-            with self.accelerator.autocast():
-                logprobs = self.model(chunk, need_entropy=False).logprobs
-            total += masked_sum(approx_kl(logprobs, chunk.old_logprobs), chunk.action_mask)
+        with self.whole_model():
+            for rows in chunks_by_length(mine.lengths, self.args.max_tokens_per_micro_batch):
+                chunk = mine.select(rows).to(self.args.device)
+                with self.accelerator.autocast():
+                    logprobs = self.model(chunk, need_entropy=False).logprobs
+                total += masked_sum(approx_kl(logprobs, chunk.old_logprobs), chunk.action_mask)
         kl = float(self.accelerator.reduce(total, "sum")) / max(1, int(seen.action_mask.sum()))
         self.metrics.update({"policy/kl_after": kl, "policy/penalty_coef": self.penalty.coef})
         self.penalty.update(kl)
+
+    def whole_model(self: Any) -> AbstractContextManager:
+        """Every parameter at hand on every process, for a rollout or an evaluation; all enter and leave together."""
+        return whole_parameters(self.model_wrapped, self.args.device)
 
     def unwrapped(self: Any) -> Any:
         """The actor-critic itself."""

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..experience import Experience
 from ..hub.model_card import write_model_card
 from ..models.quantization import quantization_of
+from ..models.sharding import in_pieces, is_prepared, strategy
 from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
 from .policy_card import policy_card
 from .safe_checkpoints import SafeCheckpoints
@@ -121,12 +122,17 @@ class RunState(SafeCheckpoints):
             self.cycle = Cycle(experience, state["stopped"], started=time.perf_counter())
 
     def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The policy as stock transformers or peft load it; beside it critic, tokenizer and settings (JSON)."""
-        if not self.args.should_save:
+        """The policy as stock transformers or peft load it; beside it critic, tokenizer and settings (JSON).
+
+        Args:
+            state_dict: of the whole model, gathered, where its parameters lie in pieces: the first process has it.
+        """
+        sharded = in_pieces(self.unwrapped())
+        if not self.args.should_save or (sharded and state_dict is None):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.unwrapped().save_pretrained(folder, state_dict)
+        self.unwrapped().save_pretrained(folder, state_dict if sharded else None)
         self.processing_class.save_pretrained(folder)
         write_training_args(self.args, folder)
         write_model_card(folder, policy_card(self))
@@ -137,9 +143,20 @@ class RunState(SafeCheckpoints):
             write_model_card(self.args.output_dir, policy_card(self))
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Policy and critic from a checkpoint, in place."""
-        self.unwrapped().load_saved(resume_from_checkpoint)
+        """Policy and critic from a checkpoint, in place; under FSDP from its own file, which knows the pieces."""
+        if self.is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        else:
+            self.unwrapped().load_saved(resume_from_checkpoint)
 
     def _load_best_model(self: Any) -> None:
         """Policy and critic of the best checkpoint, in place."""
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.is_sharded:
+            super()._load_best_model()  # type: ignore[misc]
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    @property
+    def is_sharded(self: Any) -> bool:
+        """Whether DeepSpeed or FSDP hold the model by now."""
+        return strategy(self.accelerator) != "DDP" and is_prepared(self.model_wrapped)
