@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.masking import at_least_float32
 from ..experience import Rollout
-from .adapters import POLICY_ADAPTER, VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
+from .adapters import VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
 from .quantization import is_quantized, save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
 from .reward_model import reward_shift_of
+from .saved_weights import existing, load_adapter_weights, load_policy_weights, load_weights
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
@@ -218,7 +219,7 @@ class ActorCritic(nn.Module):
         folder = Path(folder)
         load_policy_weights(self.policy, folder)
         if self.value_head is not None:
-            self.value_head.load_state_dict(load_file(_existing(folder / VALUE_HEAD_FILE)))
+            self.value_head.load_state_dict(load_file(existing(folder / VALUE_HEAD_FILE)))
         if self.has_value_adapter:
             load_adapter_weights(self.policy, folder / VALUE_ADAPTER, VALUE_ADAPTER)
         if self.value_model is not None:
@@ -285,47 +286,6 @@ def check_head(policy: Any) -> None:
         )
 
 
-def load_policy_weights(policy: Any, folder: Path) -> None:
-    """The weights of a saved policy, into the policy in place: its `default` adapter, or all of it."""
-    if not isinstance(policy, PeftModel):
-        return load_weights(policy, folder)
-    load_adapter_weights(policy, folder, POLICY_ADAPTER)
-
-
-def load_adapter_weights(policy: PeftModel, folder: Path, name: str) -> None:
-    """A saved adapter's weights into the adapter of that name, in place, and all of them.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter lacks weights of the model's, or has others (PEFT would leave them as they are).
-    """
-    _existing(folder / "adapter_model.safetensors")
-    saved = load_peft_weights(str(folder), device="cpu")
-    expected = get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
-    result: Any = set_peft_model_state_dict(policy, saved, adapter_name=name)
-    missing = sorted(set(expected) - set(saved))
-    if missing or result.unexpected_keys:
-        raise ValueError(
-            f"{folder} does not fit the adapter {name!r}: missing {missing[:3]}, unexpected "
-            f"{sorted(result.unexpected_keys)[:3]}; was it saved with another PEFT configuration?"
-        )
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """A saved transformers model's safetensors, one file or several, into the model in place, to the bit."""
-    files = sorted(folder.glob("model*.safetensors"))  # one file, or its shards
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no model*.safetensors with the model's weights")
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    tied = {name for name in missing if name in (model.all_tied_weights_keys or {})}
-    if unexpected or set(missing) - tied:
-        raise ValueError(
-            f"{folder} does not fit {type(model).__name__}: missing {sorted(set(missing) - tied)[:3]}, "
-            f"unexpected {sorted(unexpected)[:3]}; was it saved from another model?"
-        )
-
-
 def _part(state_dict: dict[str, Tensor] | None, name: str, model: Any) -> dict[str, Tensor] | None:
     if state_dict is None:
         return None
@@ -333,9 +293,3 @@ def _part(state_dict: dict[str, Tensor] | None, name: str, model: Any) -> dict[s
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     own = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
     return {k: v for k, v in own.items() if k not in tied}
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder was not saved by this trainer, or not completely")
-    return path

@@ -287,8 +287,8 @@ class PolicyGradientConfig(TrainingArguments):
             )
         if self.kl_limit is not None and self.save_total_limit == 1:
             warnings.warn(
-                "`save_total_limit=1` with `kl_limit`: the one checkpoint kept may be that of a policy that has run away "
-                "since the last rollout; keep two or more",
+                "`save_total_limit=1` with `kl_limit`: the one checkpoint kept may be that of a policy that has run "
+                "away since the last rollout; keep two or more",
                 stacklevel=4,
             )
         if self.kl_target is not None and self.episodes_per_rollout >= 5 * self.kl_horizon:

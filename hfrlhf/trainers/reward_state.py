@@ -16,9 +16,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..data.ordering import EpochOrder, grouped_by_length, shuffled
-from ..models.actor_critic import load_adapter_weights, load_weights
 from ..models.adapters import POLICY_ADAPTER
 from ..models.quantization import quantization_of
+from ..models.saved_weights import load_adapter_weights, load_weights
 from .checkpoints import adapter_settings, check_output_dir, saved_state
 from .safe_checkpoints import SafeCheckpoints
 
