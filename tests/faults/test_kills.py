@@ -15,7 +15,7 @@ import torch
 
 from tests.faults.runs import assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).resolve().parents[2]
 

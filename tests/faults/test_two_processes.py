@@ -13,7 +13,7 @@ import pytest
 from tests.faults.runs import policy, reward
 from tests.trainers.test_one_base import base  # noqa: F401  (a model wide enough for 4-bit blocks)
 
-pytestmark = pytest.mark.distributed
+pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -68,7 +68,7 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "run").glob("checkpoint-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_a_stopped_run_goes_on_to_the_bit(tiny_model_folder, tmp_path, number):
     whole = start(tiny_model_folder, tmp_path / "whole", 0.0)
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_to_the_bit(tiny_model_folder, tmp_path, number):
         assert files[0] == files[1], name
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_second_signal_ends_it_at_once(tiny_model_folder, tmp_path):
     running = start(tiny_model_folder, tmp_path / "a", 60.0)
     wait_for_rollouts(tmp_path / "a", 1)
@@ -103,7 +103,7 @@ def test_a_second_signal_ends_it_at_once(tiny_model_folder, tmp_path):
     assert not checkpoints(tmp_path / "a")
 
 
-@pytest.mark.distributed
+@pytest.mark.faults
 def test_one_process_that_is_told_to_stop_stops_all_after_the_same_step(tiny_model_folder, tmp_path):
     launcher = start(tiny_model_folder, tmp_path / "two", 0.2, processes=2)
     os.kill(wait_for_rollouts(tmp_path / "two", 3, rank=1), signal.SIGTERM)
