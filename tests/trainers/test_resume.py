@@ -17,8 +17,14 @@ STEPS = 12  # three rollouts of four steps; twelve prompts and eight episodes a 
 
 
 def run(folder: Path, tmp_path: Path, resume: int | None = None, **changes):
-    """The run with a checkpoint after every step, or its continuation from one of them."""
-    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": STEPS, "kl_target": 0.5, "kl_horizon": 80}
+    """The run with a checkpoint after every step, or its continuation from one of them, which leaves no more."""
+    settings = {
+        "save_strategy": "no" if resume else "steps",
+        "save_steps": 1,
+        "max_steps": STEPS,
+        "kl_target": 0.5,
+        "kl_horizon": 80,
+    }
     settings |= {"normalize_scores": True, "weight_decay": 0.1, "learning_rate": 3e-3, "lr_scheduler_type": "cosine"}
     built = trainer(str(folder), tmp_path, **(settings | changes))
     built.train(resume_from_checkpoint=None if resume is None else str(tmp_path / "run" / f"checkpoint-{resume}"))
@@ -37,11 +43,18 @@ def assert_same(continued, whole):
     assert torch.equal(continued.cycle.experience.input_ids, whole.cycle.experience.input_ids)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model_folder, tmp_path_factory):
+    """The run, and where it left its checkpoints."""
+    place = tmp_path_factory.mktemp("uninterrupted")
+    return run(tiny_model_folder, place), place
+
+
 # After 4 and 8 a rollout ends, after 8 an epoch too; the others are in the middle of a cycle.
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 8, 9, 11])
-def test_a_resumed_run_equals_the_uninterrupted_one(tiny_model_folder, tmp_path, step):
-    whole = run(tiny_model_folder, tmp_path)
-    assert_same(run(tiny_model_folder, tmp_path, resume=step), whole)
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny_model_folder, uninterrupted, step):
+    whole, place = uninterrupted
+    assert_same(run(tiny_model_folder, place, resume=step), whole)
 
 
 @pytest.mark.parametrize("kind", ["lora", "critic apart", "stopped by target_kl", "accumulation", "logs between"])
@@ -140,14 +153,13 @@ class RatesUsed(TrainerCallback):
 @pytest.mark.parametrize(
     ("length", "steps"), [({"max_steps": 2 * STEPS}, 24), ({"max_steps": -1, "num_train_epochs": 2.0}, 16)]
 )
-def test_a_longer_run_follows_the_schedule_of_its_new_length(tiny_model_folder, tmp_path, capsys, length, steps):
-    run(tiny_model_folder, tmp_path)
-    used = RatesUsed()
+def test_a_longer_run_follows_the_schedule_of_its_new_length(tiny_model_folder, uninterrupted, capsys, length, steps):
+    used, place = RatesUsed(), uninterrupted[1]
     longer = trainer(
-        *(str(tiny_model_folder), tmp_path),
+        *(str(tiny_model_folder), place),
         **{"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "callbacks": [used]} | length,
     )
-    longer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    longer.train(resume_from_checkpoint=str(place / "run" / "checkpoint-6"))
     assert f"planned for 12 steps and goes on with the schedule of {steps}" in capsys.readouterr().out
     expected = [3e-3 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(6, steps)]
     assert [max(rates) for rates in used.rates] == pytest.approx(expected, abs=0, rel=1e-12)
@@ -156,9 +168,8 @@ def test_a_longer_run_follows_the_schedule_of_its_new_length(tiny_model_folder, 
     assert logged == pytest.approx({step: expected[step - 7] for step in range(8, steps + 1, 4)}, abs=0, rel=1e-12)
 
 
-def test_the_same_length_says_nothing(tiny_model_folder, tmp_path, capsys):
-    run(tiny_model_folder, tmp_path)
-    run(tiny_model_folder, tmp_path, resume=10)
+def test_the_same_length_says_nothing(tiny_model_folder, uninterrupted, capsys):
+    run(tiny_model_folder, uninterrupted[1], resume=10)
     said = capsys.readouterr().out
     assert "planned for" not in said
     assert "also holds checkpoint-11, checkpoint-12, of later steps" in said
