@@ -68,11 +68,20 @@ class UpdateGuard:
         self.in_a_row += 1
         if not prevented or self.in_a_row >= self.trainer.args.max_skipped_updates:
             self._stop(loss / accelerator.num_processes, batch, prevented)
-        self.trainer.model.zero_grad(set_to_none=True)
+        self._leave_out()
         what = "loss" if wrong_loss else "gradient"
         if self.trainer.is_world_process_zero():
             logger.warning(f"step {self.trainer.state.global_step}: the {what} is not finite; this update is skipped")
         return True
+
+    def _leave_out(self) -> None:
+        """No gradient, no step. With fp16 the scaler insists on seeing some, and leaves out what is infinite."""
+        if not self.trainer.args.fp16:
+            self.trainer.model.zero_grad(set_to_none=True)
+            return
+        for parameter in self.trainer.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(math.inf)
 
     def _broken_gradient(self) -> tuple[bool, bool]:
         """Whether a gradient (of this process's shard) is not finite, and whether the update can be left out."""

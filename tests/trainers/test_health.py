@@ -7,15 +7,17 @@ import json
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import load_file
 
 from hfrlhf import RewardConfig, RewardTrainer
 from hfrlhf.experience import Experience
-from hfrlhf.trainers.health import KLTooHigh, NonFiniteUpdates
+from hfrlhf.trainers.health import KLTooHigh, NonFiniteUpdates, UpdateGuard
 from hfrlhf.trainers.metrics import Metrics
 from tests.trainers.helpers import config, load, parameters, prompts, trainer, training_logs
 
@@ -39,6 +41,29 @@ def break_losses(built, steps):
         return (result[0] * float("nan"), *result[1:]) if isinstance(result, tuple) else result * float("nan")
 
     built.compute_loss = compute_loss
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_with_a_scaler_too_an_update_is_left_out(fp16):
+    """A real scaler, which asserts that it has seen a gradient before it steps."""
+    torch.manual_seed(0)
+    model, scaler = torch.nn.Linear(3, 1), torch.amp.GradScaler("cpu", enabled=fp16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = model.weight.detach().clone()
+    args = SimpleNamespace(fp16=fp16, max_skipped_updates=3, device=torch.device("cpu"))
+    state = SimpleNamespace(global_step=0)
+    watched = SimpleNamespace(
+        model=model, args=args, state=state, accelerator=Accelerator(cpu=True), is_world_process_zero=lambda: True
+    )
+    guard = UpdateGuard(watched)
+    for wrong, left_out in ((float("nan"), True), (0.0, False)):
+        loss = (model(torch.ones(2, 3)) + wrong).sum()
+        scaler.scale(loss).backward()
+        assert guard.leaves_out(float(loss), lambda: ({}, {})) == left_out
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(model.weight, before) == left_out
 
 
 def break_gradients(model):
