@@ -77,8 +77,12 @@ class Interruption(TrainerCallback):
 
     def _leave(self) -> None:
         folder = f"{self.trainer.args.output_dir}/checkpoint-{self.stopped_at}"
-        message = f"stopped by a signal after step {self.stopped_at}; {folder} is complete: go on with "
-        message += f"`resume_from_checkpoint=True` (exit code {EXIT_CODE})"
+        how = "go on with `resume_from_checkpoint=True`"
+        if self.trainer.args.save_only_model:
+            how = "it has the weights alone (`save_only_model=True`), a run cannot be resumed from it"
+        message = (
+            f"stopped by a signal after step {self.stopped_at}; {folder} is complete: {how} (exit code {EXIT_CODE})"
+        )
         if self.trainer.is_world_process_zero():
             self._say(message)
         raise Interrupted(message)

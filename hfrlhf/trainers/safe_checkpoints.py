@@ -152,8 +152,13 @@ class SafeCheckpoints:
             super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 
     def _finalize_training(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """The end of a run loads the best checkpoint and, with `save_total_limit=1`, keeps it alone: if it is whole."""
+        """The end of a run loads the best checkpoint and, with `save_total_limit=1`, keeps it alone: if it is whole.
+
+        A run that a signal stopped is not at its end: it goes on from its last checkpoint, which stays.
+        """
         best = self.state.best_model_checkpoint
+        if self.interruption.stopped_at is not None:
+            self.state.best_model_checkpoint = best = None
         if best and (self.args.load_best_model_at_end or self.args.save_total_limit == 1):
             reason = self._why_not(Path(best))
             if reason:

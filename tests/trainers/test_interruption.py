@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
-from hfrlhf import PPOTrainer
+from hfrlhf import PPOTrainer, RewardConfig, RewardTrainer
 from hfrlhf.trainers.interruption import EXIT_CODE
 from tests.trainers.helpers import config, prompts, reward, trainer
 from tests.trainers.test_resume import assert_same, run
@@ -135,6 +137,28 @@ def test_a_signal_in_process_stops_after_the_step_and_the_run_goes_on(tiny_model
     assert signal.getsignal(signal.SIGTERM) == before
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-5"]
     assert_same(run(tiny_model_folder, tmp_path, resume=5), whole)
+
+
+class Signal(TrainerCallback):
+    """SIGTERM in the second step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_checkpoint_of_a_stopped_run_stays_beside_the_best(tiny_model_folder, tmp_path):
+    """Only a run that is at its end loads its best checkpoint and deletes all others."""
+    pairs = Dataset.from_list([{"chosen": "a good film", "rejected": "a bad film"}] * 16)
+    keeps = {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    keeps |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    args = RewardConfig(
+        output_dir=str(tmp_path / "run"), max_steps=5, greater_is_better=True, use_cpu=True, report_to="none", **keeps
+    )
+    built = RewardTrainer(str(tiny_model_folder), args, pairs, pairs, callbacks=[Signal()])
+    with pytest.raises(SystemExit):
+        built.train()
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]  # the best, and the one to go on from
 
 
 def test_training_in_a_thread_listens_to_no_signal(tiny_model_folder, tmp_path):
