@@ -65,7 +65,7 @@ class FunctionReward:
             error = outcome.error
             raise RuntimeError(
                 f"reward function {self.name!r} failed on {rows} completions with {type(error).__name__}: {error}; its "
-                "own traceback is above. Where it has no opinion it may return None for that completion"
+                "own traceback is above. Let it give a score also for text it did not expect"
             ) from error
         return outcome.value
 

@@ -61,7 +61,7 @@ class WeightedSum:
         if silent.any():
             raise ValueError(
                 f"no reward function has an opinion on completion {int(silent.nonzero()[0])}: each returned None or "
-                "NaN; at least one must give a number for every completion"
+                "NaN; at least one must give a number for every completion (0 where there is nothing to say)"
             )
         weights = torch.tensor(self.weights, device=scores.device)[:, None]
         combined = torch.where(scores.isnan(), 0.0, scores * weights).sum(0)

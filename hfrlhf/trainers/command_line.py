@@ -38,8 +38,8 @@ def parse_command_line(
 
     Raises:
         ValueError: the file is no mapping; `shown` holds a name that is no field.
-        SystemExit: help was asked for; an option or a name in the file is unknown (the message suggests another), or a
-            value is of the wrong type.
+        SystemExit: help was asked for; an option or a name in the file is unknown (the message suggests another), a
+            value is of the wrong type, or checkpoints were asked for and switched off.
     """
     arguments = _split_config(sys.argv[1:] if argv is None else argv)
     parser = TrlParser(
@@ -64,6 +64,8 @@ def parse_command_line(
     for record in parsed:
         if str(getattr(record, "resume_from_checkpoint", None)).lower() == "true":
             record.resume_from_checkpoint = True  # the field is a path, but `True` means the newest checkpoint
+        if value_given("save_steps", arguments) and getattr(record, "save_strategy", None) == "no":
+            parser.error("save_steps with save_strategy 'no' saves nothing: say `--save_strategy steps`, too")
     return parsed
 
 

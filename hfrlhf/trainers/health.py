@@ -107,8 +107,8 @@ class UpdateGuard:
         raise NonFiniteUpdates(
             f"step {trainer.state.global_step}: loss {loss:g}, gradient norm {facts['grad_norm']:g} ({done}; "
             f"`max_skipped_updates={trainer.args.max_skipped_updates}`). The batch is in {where} for inspection; "
-            "checkpoints are as they were, go on from one by `resume_from_checkpoint=True`. Typical remedies: a lower "
-            "learning rate, `bf16` in place of `fp16`, `reward_clip`, `max_grad_norm`"
+            "checkpoints, if there are any, are as they were: `resume_from_checkpoint=True` goes on from one. Typical "
+            "remedies: a lower learning rate, `bf16` in place of `fp16`, `reward_clip`, `max_grad_norm`"
         )
 
 
@@ -208,9 +208,9 @@ def check_kl(trainer: Any, kl: float) -> None:
     raise KLTooHigh(
         f"step {trainer.state.global_step}: the policy is {kl:.4g} nats per response from its reference, above "
         f"`kl_limit={limit:g}`; the run stops here and saves nothing. "
-        + (f"checkpoint-{kept} is the newest from before" if kept is not None else "No checkpoint is from before")
-        + " the last rollout within the limit; later ones may hold the policy that ran away. Go on from there with a "
-        "lower `learning_rate`, a higher `kl_coef`, a `kl_target` or a `target_kl`, or raise `kl_limit`"
+        + (f"Go on from checkpoint-{kept}, the newest" if kept is not None else "Start anew: no checkpoint is")
+        + " from before the last rollout within the limit (later ones may hold the policy that ran away), with a lower "
+        "`learning_rate`, a higher `kl_coef`, a `kl_target` or a `target_kl`, or with a higher `kl_limit`"
     )
 
 

@@ -24,7 +24,8 @@ COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 # A strategy of accelerate, the variable its launcher sets, and the field of TrainingArguments that asks for it too.
 STRATEGIES = {"FSDP": ("ACCELERATE_USE_FSDP", "fsdp"), "DEEPSPEED": ("ACCELERATE_USE_DEEPSPEED", "deepspeed")}
 REMEDIES = {
-    "FSDP": "FSDP needs a GPU for every process; on CPUs use recipes/accelerate/ddp.yaml or zero2.yaml",
+    "FSDP": "FSDP needs a GPU for every process; on CPUs launch with `ACCELERATE_USE_CPU=true torchrun "
+    "--nproc_per_node N SCRIPT` (DDP), or with a copy of recipes/accelerate/zero2.yaml that has `use_cpu: true`",
     "DEEPSPEED": "unset ACCELERATE_USE_CPU and give the launcher no `--cpu` (on CPUs pass `use_cpu=True` to the "
     "training arguments instead), or launch without DeepSpeed",
 }

@@ -60,6 +60,17 @@ def test_an_unknown_name_is_refused_with_a_hint(
         assert f"there is no option {name!r}; {hint}" in capsys.readouterr().err
 
 
+def test_checkpoints_that_are_switched_off_are_not_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text('save_strategy: "no"\nuse_cpu: true\n')
+    with pytest.raises(SystemExit):
+        parse_command_line((SFTConfig,), "", {}, ["--config", str(path), "--save_steps", "50"])
+    assert "say `--save_strategy steps`, too" in capsys.readouterr().err
+    asked = ["--config", str(path), "--save_steps", "50", "--save_strategy", "steps"]
+    (args,) = parse_command_line((SFTConfig,), "", {}, [*asked, "--output_dir", str(tmp_path)])
+    assert args.save_steps == 50
+
+
 def test_the_file_must_be_there() -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
         parse("--config", "gone.yaml")
