@@ -7,6 +7,7 @@ evaluates for as long as its own responses are. So the parameters are put togeth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers.integrations import deepspeed as transformers_deepspeed
+
+# What torch says to DeepSpeed many times a step, and DeepSpeed's users can do nothing about.
+OF_DEEPSPEED = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 
 
 def strategy(accelerator: Any) -> str:
@@ -73,6 +77,7 @@ def check_sharding(accelerator: Any) -> None:
         ValueError: ZeRO-3 that does not gather for saving; FSDP 1; FSDP with a state dict of pieces.
     """
     if strategy(accelerator) == "DEEPSPEED":
+        warnings.filterwarnings("ignore", OF_DEEPSPEED, FutureWarning)
         zero = accelerator.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
         if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
             raise ValueError(

@@ -95,6 +95,7 @@ def test_reward_on_zero2_then_ppo_on_zero3_on_two_nodes(base: Path, tmp_path: Pa
     with ThreadPoolExecutor(2) as pool:
         outputs = list(pool.map(lambda rank: launch(*command, "--machine_rank", str(rank), *recipe), range(2)))
     assert "2 processes" in outputs[0] and "2 processes" not in outputs[1]  # one report, by the first process
+    assert not any("_tensor` is deprecated" in output for output in outputs)  # torch's words to DeepSpeed
     file = load_file(policy / "model.safetensors")
     loaded = AutoModelForCausalLM.from_pretrained(policy).state_dict()
     assert loaded.keys() == file.keys() and all(loaded[name].equal(tensor) for name, tensor in file.items())
