@@ -29,6 +29,16 @@ def grouped_by_length(lengths: Sequence[int], batch_size: int, address: tuple[in
     return [order[i] for i in grouped]
 
 
+def rows_left(rows: int, size: int, processes: int, process: int) -> int:
+    """How many rows are left for a process's last micro-batch of an epoch; the rest of it is filled up with others.
+
+    Args:
+        rows: of an epoch. size: of a full micro-batch. processes, process: how many take turns, and whose turn it is.
+    """
+    together = rows % (size * processes) or size * processes
+    return min(max(together - process * size, 0), size)
+
+
 class EpochOrder(Sampler):
     """Reads the rows in the order of the epoch that the training is in.
 

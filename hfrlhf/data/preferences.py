@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 PURPOSE = "a preference dataset has 'chosen' and 'rejected', optionally 'prompt' and 'margin'"
 IDS = ("chosen_ids", "rejected_ids")
+REPEATED = "repeated"  # in a batch whose one pair is read for company only: it has no part in loss or metrics
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,30 @@ class PairCollator:
         if "margin" in features[0]:
             batch["margin"] = torch.tensor([row["margin"] for row in features], dtype=torch.float32)
         return batch
+
+
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    """Pairs of a batch of `PairCollator`."""
+    return len(batch["input_ids"]) // 2
+
+
+def counted_pairs(batch: Mapping[str, Tensor]) -> int:
+    """Those that have a part in loss and metrics."""
+    return 0 if REPEATED in batch else batch_size(batch)
+
+
+def first_pairs(batch: dict[str, Tensor], pairs: int) -> dict[str, Tensor]:
+    """The first pairs of a batch of `PairCollator`; for none of them one that is marked `REPEATED`.
+
+    A process without pairs of its own still makes its forward and backward, which the others' gradients wait for.
+    """
+    if pairs == batch_size(batch):
+        return batch
+    kept = max(pairs, 1)
+    cut = {name: tensor[:kept] for name, tensor in batch.items()}
+    for name in ("input_ids", "attention_mask"):
+        cut[name] = torch.cat([side[:kept] for side in batch[name].chunk(2)])
+    return cut if pairs else cut | {REPEATED: torch.tensor(True)}
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:

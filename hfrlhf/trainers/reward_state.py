@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..data.ordering import EpochOrder, grouped_by_length, shuffled
+from ..data.ordering import EpochOrder, grouped_by_length, rows_left, shuffled
+from ..data.preferences import batch_size, counted_pairs, first_pairs
 from ..models.adapters import POLICY_ADAPTER
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
@@ -75,6 +77,22 @@ class RewardState(SafeCheckpoints):
         if strategy not in orders:
             return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
         return EpochOrder(len(rows), orders[strategy], lambda: int(self.state.epoch or 0))
+
+    def get_batch_samples(
+        self: Any, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of the next optimiser step, and how many pairs it has over all processes.
+
+        Where the pairs do not divide by the processes' micro-batches, accelerate fills an epoch's last one with pairs
+        from its beginning. One process would not read them, so they are cut off here.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        at_end = self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last
+        if batches and at_end and self.args.world_size > 1:
+            shares = len(self.train_dataset), batch_size(batches[-1]), self.args.world_size, self.args.process_index
+            batches[-1] = first_pairs(batches[-1], rows_left(*shares))
+        pairs = torch.tensor(sum(map(counted_pairs, batches)), device=device)
+        return batches, self.accelerator.gather(pairs).sum()
 
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""

@@ -9,7 +9,6 @@ the whole optimiser step on all processes, so that the gradient does not depend 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..core.preference_losses import pairwise_loss
-from ..data.preferences import IDS, PairCollator, pad_right, prepare_pairs
+from ..data.preferences import IDS, REPEATED, PairCollator, pad_right, prepare_pairs
 from ..evaluation.pairwise_accuracy import score_metrics
 from ..hub.model_card import write_model_card
 from ..models.loading import load_tokenizer
@@ -129,14 +128,6 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         """To the device, without casting: under DeepSpeed a cast would round margins."""
         return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of the next optimiser step, and how many pairs it has over all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pairs = torch.tensor(sum(len(batch["input_ids"]) // 2 for batch in batches), device=device)
-        return batches, self.accelerator.gather(pairs).sum()
-
     # ---- The objective ------------------------------------------------------------------------------------------
 
     def scores(self, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -159,6 +150,8 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         """
         chosen, rejected = self.scores(model, inputs["input_ids"], inputs["attention_mask"]).chunk(2)
         losses = self.pair_losses(chosen, rejected, inputs.get("margin"))
+        if REPEATED in inputs:  # the sum of no losses still has a backward, in which the other processes take part
+            chosen, rejected, losses = chosen[:0], rejected[:0], losses[:0]
         pairs = len(losses) * self.accelerator.num_processes if num_items_in_batch is None else num_items_in_batch
         self._seen.append(_summary(chosen.detach(), rejected.detach()))
         # Data-parallel wrappers average over the processes what is to be a sum.

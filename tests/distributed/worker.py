@@ -50,14 +50,14 @@ def build_policy(model: str, folder: Path, changes: dict[str, Any]) -> Any:
 
 
 def build_reward(model: str, folder: Path, changes: dict[str, Any]) -> Any:
-    """A reward trainer, on all weights or an adapter."""
-    rows = [{"chosen": "the " * (i % 5) + "film is good", "rejected": "a " * (i % 3) + "bad story"} for i in range(16)]
+    """A reward trainer, on all weights or an adapter, of pairs that do not divide by the batch."""
+    rows = [{"chosen": "the " * (i % 5) + "film is good", "rejected": "a " * (i % 3) + "bad story"} for i in range(11)]
     own = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])} if changes.pop("adapter", False) else {}
     settings = {"output_dir": str(folder / "run"), "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1}
     settings |= {"normalize_scores": "mean_std", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     settings |= {"train_sampling_strategy": "sequential", "save_strategy": "no"}
     args = RewardConfig(**(settings | changes))
-    return RewardTrainer(model, args, Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows[:11]), **own)
+    return RewardTrainer(model, args, Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows), **own)
 
 
 def watch(built: Any) -> dict[str, list[Any]]:
