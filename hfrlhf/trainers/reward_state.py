@@ -23,13 +23,14 @@ from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
 from .checkpoints import adapter_settings, check_output_dir, saved_state
 from .safe_checkpoints import SafeCheckpoints
+from .whole_run_loss import WholeRunLoss
 
 logger = logging.get_logger(__name__)
 
 STATE_FILE = "reward_state.json"
 
 
-class RewardState(SafeCheckpoints):
+class RewardState(WholeRunLoss, SafeCheckpoints):
     """Mixin before `transformers.Trainer`: how the training of a reward model starts, goes on and is saved."""
 
     STATE_FILE = STATE_FILE
@@ -111,20 +112,18 @@ class RewardState(SafeCheckpoints):
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: what the next log will show of the steps since the last one."""
         super()._save_rng_state(output_dir)  # type: ignore[misc]
-        pending = self._from_all([float(self._tr_loss), [seen.tolist() for seen in self._seen]])
+        losses, pending = self.losses_so_far(), self._from_all([seen.tolist() for seen in self._seen])
         if self.args.should_save:
-            state = {"settings": self.settings(), "logged": self._globalstep_last_logged, "pending": pending}
+            state = {"settings": self.settings(), "losses": losses, "pending": pending}
             Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
 
     def _load_rng_state(self: Any, checkpoint: str | None) -> None:
         """Beside the generators' state: what `_save_rng_state` wrote, each process its own part."""
-        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
         state = json.loads(Path(checkpoint, STATE_FILE).read_text())
-        loss, seen = state["pending"][self.args.process_index]
-        self._globalstep_last_logged = state["logged"]
-        self._tr_loss = torch.full_like(self._tr_loss, loss)
+        seen = state["pending"][self.args.process_index]
         self._seen = [torch.tensor(row, dtype=torch.float64, device=self.args.device) for row in seen]
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:

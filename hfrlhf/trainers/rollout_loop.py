@@ -348,4 +348,4 @@ class RolloutLoop(RunState):
             logs["loss"] = pending.pop("loss", logs["loss"])
             logs |= pending
             logs |= self.value_rate
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)

@@ -22,6 +22,7 @@ from .checkpoints import adapter_settings, check_output_dir, saved_state, write_
 from .policy_card import policy_card
 from .safe_checkpoints import SafeCheckpoints
 from .start_report import planned_steps, start_report, warn_of_warm_up
+from .whole_run_loss import WholeRunLoss
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Cycle:
     started: float = 0.0
 
 
-class RunState(SafeCheckpoints):
+class RunState(WholeRunLoss, SafeCheckpoints):
     """Mixin before `transformers.Trainer`: what is saved, and how a run starts or goes on."""
 
     STATE_FILE = STATE_FILE
@@ -89,10 +90,12 @@ class RunState(SafeCheckpoints):
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""
         super()._save_rng_state(output_dir)  # type: ignore[misc]
+        losses = self.losses_so_far()
         if not self.args.should_save:
             return
         state = {
             "settings": self.settings(),
+            "losses": losses,
             "stopped": self.cycle is not None and self.cycle.stopped,
             "kl_coef": self.kl_coef.state_dict(),
             "penalty": self.penalty.state_dict(),

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from hfrlhf import RewardConfig, RewardTrainer
-from tests.trainers.helpers import trainer
+from tests.trainers.helpers import trainer, whole_log
 
 STEPS = 36
 
@@ -27,8 +27,8 @@ def policy(model: str, folder: Path, **changes: Any) -> Any:
 
 
 def reward(model: str, folder: Path, **changes: Any) -> Any:
-    """A reward model with shuffling, accumulation, logs over several steps and several epochs."""
-    pairs = [{"chosen": "the " * (i % 5) + "film is good", "rejected": "a " * (i % 3) + "bad story"} for i in range(20)]
+    """A reward model with shuffling, accumulation, logs over several steps, several epochs of a number that is odd."""
+    pairs = [{"chosen": "the " * (i % 5) + "film is good", "rejected": "a " * (i % 3) + "bad story"} for i in range(19)]
     own = {
         name: changes.pop(name) for name in ("peft_config", "quantization_config", "eval_dataset") if name in changes
     }
@@ -57,10 +57,7 @@ def state_of(built: Any) -> dict[str, Any]:
     for index, moments in built.optimizer.state_dict()["state"].items():
         state |= {f"optimiser {index} {name}": torch.as_tensor(value).clone() for name, value in moments.items()}
     state["rates"] = [group["lr"] for group in built.optimizer.param_groups]
-    logs = [row for row in built.state.log_history if "loss" in row]
-    state["logs"] = [
-        {k: v for k, v in r.items() if not k.startswith("time/") and k != "tokens_per_second"} for r in logs
-    ]
+    state["logs"] = whole_log(built)
     return state
 
 

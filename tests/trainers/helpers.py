@@ -17,6 +17,8 @@ PROMPTS = [
     *("good actor", "the the", "fine .", "a very very good story", "is", "but the film"),
 ]
 
+CLOCKS = ("_per_second", "_runtime")  # names of what the clock measures end so
+
 
 def prompts(n: int = 12) -> Dataset:
     """Short prompts of different lengths."""
@@ -68,5 +70,10 @@ def parameters(built: PPOTrainer) -> dict[str, torch.Tensor]:
 
 def training_logs(built: PPOTrainer) -> list[dict[str, float]]:
     """The logs of training without what depends on the clock."""
-    logs = [row for row in built.state.log_history if "loss" in row]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in logs]
+    return [row for row in whole_log(built) if "loss" in row]
+
+
+def whole_log(built: Any) -> list[dict[str, float]]:
+    """Every log of a run, its end and its evaluations included, without what depends on the clock."""
+    logs = built.state.log_history
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith(CLOCKS)} for row in logs]

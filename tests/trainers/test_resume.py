@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from tests.trainers.helpers import parameters, prompts, trainer, training_logs
+from tests.trainers.helpers import parameters, prompts, trainer, training_logs, whole_log
 
 STEPS = 12  # three rollouts of four steps; twelve prompts and eight episodes a rollout make two rollouts an epoch
 
@@ -39,7 +39,7 @@ def assert_same(continued, whole):
     for index, state in states[0].items():
         for key, value in state.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][index][key])), (index, key)
-    assert training_logs(continued) == training_logs(whole)
+    assert whole_log(continued) == whole_log(whole)
     assert torch.equal(continued.cycle.experience.input_ids, whole.cycle.experience.input_ids)
 
 
