@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class Interruption(TrainerCallback):
 
         Raises:
             Interrupted: a signal stopped the run.
+            RuntimeError: so it did, and the checkpoint is not there.
         """
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -76,7 +78,7 @@ class Interruption(TrainerCallback):
             self._leave()
 
     def _leave(self) -> None:
-        folder = f"{self.trainer.args.output_dir}/checkpoint-{self.stopped_at}"
+        folder = Path(self.trainer.args.output_dir, f"checkpoint-{self.stopped_at}")
         how = "go on with `resume_from_checkpoint=True`"
         if self.trainer.args.save_only_model:
             how = "it has the weights alone (`save_only_model=True`), a run cannot be resumed from it"
@@ -84,6 +86,11 @@ class Interruption(TrainerCallback):
             f"stopped by a signal after step {self.stopped_at}; {folder} is complete: {how} (exit code {EXIT_CODE})"
         )
         if self.trainer.is_world_process_zero():
+            if not folder.is_dir():
+                raise RuntimeError(
+                    f"stopped by a signal after step {self.stopped_at}, but its checkpoint {folder} is gone: something "
+                    "else deletes there. `resume_from_checkpoint=True` goes on from the newest that is left"
+                )
             self._say(message)
         raise Interrupted(message)
 

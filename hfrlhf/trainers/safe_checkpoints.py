@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import logging
 
 from .checkpoints import changed_settings, check_output_path, checkpoints_in, rotate, saved_state, step_of
+from .interruption import Interruption
 from .safe_folder import ASIDE, MANIFEST, clear_aside, damage, publish, read_manifest, seal
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,7 @@ class SafeCheckpoints:
     """
 
     STATE_FILE: str
+    interruption: Interruption
     _staged: Path | None = None  # where the run's folder seems to be while a checkpoint is written
     _moves: bool = True  # whether this process is the one that seals and renames on its disk
 
@@ -154,19 +156,21 @@ class SafeCheckpoints:
     def _finalize_training(self: Any, *args: Any, **kwargs: Any) -> Any:
         """The end of a run loads the best checkpoint and, with `save_total_limit=1`, keeps it alone: if it is whole.
 
-        A run that a signal stopped is not at its end: it goes on from its last checkpoint, which stays.
+        A run that a signal stopped is not at its end: it goes on from its last checkpoint, and loads and deletes none.
         """
-        best = self.state.best_model_checkpoint
-        if self.interruption.stopped_at is not None:
-            self.state.best_model_checkpoint = best = None
-        if best and (self.args.load_best_model_at_end or self.args.save_total_limit == 1):
+        best, stopped = self.state.best_model_checkpoint, self.interruption.stopped_at is not None
+        if best and not stopped and (self.args.load_best_model_at_end or self.args.save_total_limit == 1):
             reason = self._why_not(Path(best))
             if reason:
                 logger.warning(
                     f"the best checkpoint {best} is not used: {reason}; the model is the one of the last step"
                 )
-                self.state.best_model_checkpoint = None
-        return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+                best = None
+        self.state.best_model_checkpoint = None if stopped else best
+        try:
+            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.state.best_model_checkpoint = best
 
     # ---- Resuming -----------------------------------------------------------------------------------------------
 

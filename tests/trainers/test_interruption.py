@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hfrlhf import PPOTrainer, RewardConfig, RewardTrainer
+from hfrlhf import PPOTrainer
 from hfrlhf.trainers.interruption import EXIT_CODE
+from tests.faults.runs import reward as reward_run
 from tests.trainers.helpers import config, prompts, reward, trainer
 from tests.trainers.test_resume import assert_same, run
 
@@ -139,26 +143,49 @@ def test_a_signal_in_process_stops_after_the_step_and_the_run_goes_on(tiny_model
     assert_same(run(tiny_model_folder, tmp_path, resume=5), whole)
 
 
-class Signal(TrainerCallback):
-    """SIGTERM in the second step."""
+class SignalIn(TrainerCallback):
+    """SIGTERM to this process in the middle of a step; `then` is done to the run's folder after that step is saved."""
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 1:
+    def __init__(self, step: int, then: Callable[[Path], None] = lambda run: None) -> None:
+        self.step, self.then = step, then
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.then(Path(args.output_dir))
 
-def test_the_checkpoint_of_a_stopped_run_stays_beside_the_best(tiny_model_folder, tmp_path):
-    """Only a run that is at its end loads its best checkpoint and deletes all others."""
-    pairs = Dataset.from_list([{"chosen": "a good film", "rejected": "a bad film"}] * 16)
-    keeps = {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
-    keeps |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    args = RewardConfig(
-        output_dir=str(tmp_path / "run"), max_steps=5, greater_is_better=True, use_cpu=True, report_to="none", **keeps
-    )
-    built = RewardTrainer(str(tiny_model_folder), args, pairs, pairs, callbacks=[Signal()])
-    with pytest.raises(SystemExit):
-        built.train()
-    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]  # the best, and the one to go on from
+
+def best_kept_alone(folder: Path, model: Path) -> Any:
+    """A run whose end would keep its best checkpoint alone, which is the first: the highest loss counts as the best."""
+    settings = {"save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "max_steps": 4}
+    evaluated = Dataset.from_dict({"chosen": ["a good film"], "rejected": ["a bad film"]})
+    return reward_run(str(model), folder, eval_dataset=evaluated, **settings)
+
+
+def test_a_stopped_run_keeps_its_last_checkpoint_beside_the_best(tiny_model_folder, tmp_path):
+    """What the end of a run does for the best one would take from a stopped run what it is to go on from."""
+    stopped = best_kept_alone(tmp_path, tiny_model_folder)
+    stopped.add_callback(SignalIn(2))
+    with pytest.raises(SystemExit, match="checkpoint-2 is complete"):
+        stopped.train()
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+    trained = stopped.model.state_dict()["model.layers.0.mlp.up_proj.weight"]
+    saved = load_file(tmp_path / "run/checkpoint-2/model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert trained.equal(saved), "the best one was loaded"
+    again = best_kept_alone(tmp_path, tiny_model_folder)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4 and checkpoints(tmp_path) == ["checkpoint-1"]
+
+
+def test_a_stopped_run_does_not_name_a_checkpoint_that_is_gone(tiny_model_folder, tmp_path):
+    stopped = best_kept_alone(tmp_path, tiny_model_folder)
+    stopped.add_callback(SignalIn(2, then=lambda run: shutil.rmtree(run / "checkpoint-2")))
+    with pytest.raises(RuntimeError, match=r"checkpoint-2 is gone"):
+        stopped.train()
 
 
 def test_training_in_a_thread_listens_to_no_signal(tiny_model_folder, tmp_path):
