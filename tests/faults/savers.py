@@ -3,8 +3,9 @@
 python tests/faults/savers.py KIND MODEL FOLDER KILLS
 
 Each trial t saves a state that is t's own in every part (weights, optimiser, generators, rollout, pending log); two
-trials share a step, so that every second save replaces a checkpoint. After each kill the newest whole checkpoint must
-be found, must load, and must be one trial's to the bit: that of the killed saver, or of the one before.
+trials share a step, so that the second save replaces a checkpoint where the first came to its end. After each kill the
+newest whole checkpoint must be found, must load, and must be one trial's to the bit: that of the killed saver, or of
+the one before.
 """
 
 from __future__ import annotations
@@ -124,22 +125,25 @@ def main(kind: str, model: str, folder: str, kills: int) -> dict[str, Any]:
     run, draw = Path(folder, "run"), random.Random(0)
     usual = sorted(save_in_child(trials, trial, None)[1] for trial in range(4))[1]
     last, trial, inside, replaced, moved = 3, 4, 0, 0, 0
-    while inside < kills and trial < 4 * kills:
+    while inside < kills and trial < 8 * kills:
         # Every third kill aims at the end of a save: manifest, renames, deletions.
-        wait = draw.uniform(0.0, 1.1) if trial % 3 else draw.uniform(0.7, 1.1)
-        done, _ = save_in_child(trials, trial, wait * usual)
+        wait = usual * (draw.uniform(0.0, 1.1) if inside % 3 else draw.uniform(0.7, 1.1))
+        # Of every second pair the first save is let come to its end, so that the kill falls into a replacement.
+        spared = trial % 4 == 0
+        there_before = (run / f"checkpoint-{trials.first_step + trial // 2}").is_dir()
+        done, _ = save_in_child(trials, trial, None if spared else wait)
         inside += not done
         for checkpoint in checkpoints_in(run):
             assert damage(checkpoint) is None, (checkpoint, damage(checkpoint))
         found = trials.load(built.checkpoint_to_resume(True))
         assert found in ({trial} if done else {trial, last}), (found, trial, last, done)
-        replaced += not done and trial % 2
+        replaced += not done and there_before
         moved += not done and found == trial
         last, trial = found, trial + 1
     return {
         "trials": trial - 4,
         "kills inside a save": inside,
-        "of those while replacing a checkpoint of the same step": int(replaced),
+        "of those while replacing a checkpoint of the same step": replaced,
         "of those after the new one was in place": moved,
         "seconds of a save": round(usual, 3),
     }
