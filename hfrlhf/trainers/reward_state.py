@@ -111,7 +111,7 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
 
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: what the next log will show of the steps since the last one."""
-        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        super()._save_rng_state(output_dir)
         losses, pending = self.losses_so_far(), self._from_all([seen.tolist() for seen in self._seen])
         if self.args.should_save:
             state = {"settings": self.settings(), "losses": losses, "pending": pending}

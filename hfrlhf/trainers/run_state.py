@@ -89,7 +89,7 @@ class RunState(WholeRunLoss, SafeCheckpoints):
 
     def _save_rng_state(self: Any, output_dir: str) -> None:
         """Beside the generators' state: the experience in use, the coefficients and what the next log will show."""
-        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        super()._save_rng_state(output_dir)
         losses = self.losses_so_far()
         if not self.args.should_save:
             return

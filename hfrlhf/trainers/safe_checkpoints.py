@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import logging
 
+from .agreement import Agreement
 from .checkpoints import changed_settings, check_output_path, checkpoints_in, rotate, saved_state, step_of
 from .interruption import Interruption
 from .safe_folder import ASIDE, MANIFEST, clear_aside, damage, publish, read_manifest, seal
@@ -29,7 +29,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written; those written before are as they were."""
 
 
-class SafeCheckpoints:
+class SafeCheckpoints(Agreement):
     """Mixin before `transformers.Trainer`: atomic checkpoints, and the newest whole one to resume from.
 
     A trainer says which file of its own belongs to a checkpoint (`STATE_FILE`, JSON with "settings") and which settings
@@ -38,7 +38,6 @@ class SafeCheckpoints:
 
     STATE_FILE: str
     interruption: Interruption
-    _staged: Path | None = None  # where the run's folder seems to be while a checkpoint is written
     _moves: bool = True  # whether this process is the one that seals and renames on its disk
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,14 +50,17 @@ class SafeCheckpoints:
         """The Trainer's checkpoint, written aside, sealed, renamed; then the rotation; then the push.
 
         Raises:
-            CheckpointError: it could not be written (a full disk, a lost mount); training stops here.
+            CheckpointError: it could not be written (a full disk, a lost mount); training stops here, on every process,
+                whichever of them failed. (DeepSpeed and FSDP exchange while they write: there the one that failed
+                stops, and the launcher ends the others.)
         """
         run = Path(self._get_output_dir(trial))
         target = run / f"checkpoint-{self.state.global_step}"
         try:
             with self._written_aside(run) as staged:
-                super()._save_checkpoint(model, trial)  # type: ignore[misc]
-                self._name_best(run, staged / target.name)
+                with self._noted():
+                    super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                    self._name_best(run, staged / target.name)
                 self._publish(staged / target.name, target)
         except Exception as error:
             raise CheckpointError(self._lost(target, error)) from error
@@ -74,19 +76,21 @@ class SafeCheckpoints:
         Where each node has its own disk, the first process of each publishes what its node wrote. A disk is rank 0's if
         a folder whose name nobody knew before is seen on it: no cache of a network file system can answer for that.
         """
-        if self.is_world_process_zero():
-            staged = run / ASIDE / f"{time.time_ns():x}"
-            clear_aside(run)
-            staged.mkdir(parents=True)
-        staged = Path(self._from_all(str(staged) if self.is_world_process_zero() else None)[0])
-        staged = run / ASIDE / staged.name  # each node may have its own output folder
+        name = self._from_all(f"{time.time_ns():x}")[0]
+        staged = run / ASIDE / name  # each node may have its own output folder
+        with self._noted():
+            if self.is_world_process_zero():
+                clear_aside(run)
+                staged.mkdir(parents=True)
+        self._agree()
         is_other_disk = not staged.is_dir()
         self._from_all(None)  # all have looked before anyone makes it
         self._moves = self.is_world_process_zero() or (is_other_disk and self.is_local_process_zero())
-        if self._moves and is_other_disk:
-            clear_aside(run)
-            staged.mkdir(parents=True)
-        self._from_all(None)
+        with self._noted():
+            if self._moves and is_other_disk:
+                clear_aside(run)
+                staged.mkdir(parents=True)
+        self._agree()
         self._staged = staged
         try:
             yield staged
@@ -111,21 +115,17 @@ class SafeCheckpoints:
         Raises:
             OSError: on every process, if it failed on one.
         """
-        self._from_all(None)
-        failed = None
-        if self._moves:
-            try:
+        self._agree()
+        with self._noted():
+            if self._moves:
                 self._check_weights(staged)
                 seal(staged, {"step": self.state.global_step, "processes": self.args.world_size})
                 publish(staged, target)
-            except OSError as error:
-                failed = f"process {self.args.process_index}: {error}"
-        if failures := [said for said in self._from_all(failed) if said]:
-            raise OSError("; ".join(failures))
+        self._agree()
 
     def _check_weights(self: Any, staged: Path) -> None:
         """A node with a disk of its own may have been given no weights: transformers writes them on the first alone."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._exchanges_while_it_writes:
             return  # each process writes its own piece
         if not [*staged.glob("model*.safetensors"), *staged.glob("adapter_model.safetensors")]:
             raise OSError(
@@ -273,7 +273,3 @@ class SafeCheckpoints:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             schedule._last_lr = rates
-
-    def _from_all(self: Any, said: Any) -> list[Any]:
-        """What each process says, in their order; all wait for all."""
-        return [said] if self.args.world_size == 1 else gather_object([said])

@@ -1,12 +1,13 @@
 """Runs on several processes that are interrupted everywhere and must end as one that was not:
 
-torchrun --nproc_per_node 2 tests/faults/pair.py MODEL FOLDER [lora | qlora | reward | damage]
+torchrun --nproc_per_node 2 tests/faults/pair.py MODEL FOLDER [lora | qlora | reward | damage | full]
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from accelerate.utils import gather_object
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from tests.faults.runs import assert_same, policy, reward, state_of
+from hfrlhf.trainers.safe_checkpoints import CheckpointError
+from hfrlhf.trainers.safe_folder import damage
+from tests.faults.runs import KINDS, assert_same, policy, reward, state_of
+from tests.faults.test_full_disk import Limit
 
 # A rollout is used for four steps, an epoch has two rollouts: 4 and 8 are boundaries, 6 is in mid-cycle, 9 in the
 # second epoch. Of the reward model's epochs of five steps 4 is in the first, 5 between, 7 in the second.
@@ -73,11 +77,34 @@ def agree_on_what_is_whole(model: str, folder: Path) -> None:
         built.checkpoint_to_resume(True)
 
 
+def stop_together_where_one_disk_is_full(model: str, folder: Path) -> None:
+    """The first process may write no large file: both hear of it, nobody waits for the other, both go on later."""
+    for kind, build_kind in KINDS.items():
+        limit = Limit(2, 20_000)
+        built = build_kind(model, folder / kind, max_steps=3, save_total_limit=None)
+        if built.is_world_process_zero():
+            built.add_callback(limit)
+        began = time.monotonic()
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint-2 could not be written \(OSError: process 0: .*-1 is whole"
+        ):
+            built.train()
+        limit.lift()
+        assert time.monotonic() - began < 60
+        gather_object([None])  # the first has cleared up by now
+        assert not (folder / kind / "run" / "_unfinished").exists()
+        again = build_kind(model, folder / kind, max_steps=3, save_total_limit=None)
+        again.train(resume_from_checkpoint=True)
+        assert damage(folder / kind / "run" / "checkpoint-3") is None
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[2])
     for asked in sys.argv[3:]:
         if asked == "damage":
             agree_on_what_is_whole(sys.argv[1], place / asked)
+        elif asked == "full":
+            stop_together_where_one_disk_is_full(sys.argv[1], place / asked)
         else:
             resumes_to_the_bit(asked, sys.argv[1], place / asked)
         print(f"HELD {asked}\n", end="", flush=True)  # one write: two processes share the pipe

@@ -44,6 +44,10 @@ def test_two_processes_agree_on_what_is_whole(tiny_model_folder, tmp_path):
     assert said.count("left by a run that was killed") == 1
 
 
+def test_a_disk_that_is_full_for_one_process_stops_both(tiny_model_folder, tmp_path):
+    torchrun(tiny_model_folder, tmp_path, "full")
+
+
 def test_nodes_with_disks_of_their_own_each_keep_whole_checkpoints(tiny_model_folder, tmp_path):
     """Two launches that meet over the network, as on two machines."""
     with socket.socket() as free:
