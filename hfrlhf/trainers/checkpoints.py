@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from transformers.utils import logging
 
-from .safe_folder import damage, discard
+from .safe_folder import damage, discard, replaced_aside
 
 logger = logging.get_logger(__name__)
 
@@ -56,6 +56,7 @@ def check_output_dir(output_dir: str) -> None:
     check_output_path(output_dir)
     folder = Path(output_dir)
     found = sorted(p.name for p in folder.glob("checkpoint-*")) + [f for f in RUN_FILES if (folder / f).exists()]
+    found += [path.relative_to(folder).as_posix() for path in replaced_aside(folder)]  # killed between two renames
     if found:
         raise FileExistsError(
             f"output_dir={output_dir!r} already holds a run ({', '.join(found[:3])}); go on with it by "

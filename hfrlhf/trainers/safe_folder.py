@@ -120,19 +120,33 @@ def discard(folder: Path) -> None:
         aside.parent.rmdir()  # unless something else is being written there
 
 
-def clear_aside(run: Path) -> list[str]:
+def clear_aside(run: Path, token: str = "*") -> list[str]:
     """Remove what a killed process left aside, after putting back what it had not yet replaced.
+
+    Args:
+        token: only what was written under this one.
 
     Returns:
         the names of what was there, for a message.
+
+    Raises:
+        OSError: something could not be put back; nothing is removed then.
     """
-    found = sorted(run.joinpath(ASIDE).glob("*/*"))
-    for old in found:
+    found = sorted(run.joinpath(ASIDE).glob(f"{token}/*"))
+    for old in replaced_aside(run, token):
         target = run / old.name.removeprefix(REPLACED)
-        if old.name.startswith(REPLACED) and not target.exists():
+        if not target.is_dir():
             os.rename(old, target)
-    shutil.rmtree(run / ASIDE, ignore_errors=True)
+    for folder in run.joinpath(ASIDE).glob(token):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        (run / ASIDE).rmdir()  # unless something else is being written there
     return [path.name for path in found]
+
+
+def replaced_aside(run: Path, token: str = "*") -> list[Path]:
+    """Checkpoints that were moved aside for new ones of their names, by a process that may not have come further."""
+    return sorted(run.joinpath(ASIDE).glob(f"{token}/{REPLACED}*"))
 
 
 def sync_folder(folder: Path) -> None:

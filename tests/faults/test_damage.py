@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
 from hfrlhf.trainers.checkpoints import checkpoints_in, rotate
+from hfrlhf.trainers.safe_checkpoints import CheckpointError
 from hfrlhf.trainers.safe_folder import MANIFEST, clear_aside, damage, publish, read_manifest
 from tests.faults.runs import KINDS, assert_same, state_of
 
@@ -243,6 +245,40 @@ def test_a_replacement_that_fails_leaves_the_old_one(done, copy):
     with pytest.raises(OSError):
         publish(copy / "nothing-there", copy / "checkpoint-3")
     assert (copy / "checkpoint-3" / "old").exists()
+
+
+def test_a_replacement_that_cannot_even_be_undone_loses_no_checkpoint(tiny_model_folder, tmp_path):
+    """Both renames onto the name fail: the old checkpoint stays aside, and the next start puts it back."""
+    settings = {"max_steps": 2, "save_total_limit": None}
+    built = KINDS["reward"](str(tiny_model_folder), tmp_path, **settings)
+    built.train()
+    run, whole = tmp_path / "run", (tmp_path / "run" / "checkpoint-2" / MANIFEST).read_bytes()
+    rename = os.rename
+
+    def and_then_blocked(source: Any, target: Any) -> None:
+        rename(source, target)
+        if Path(source) == run / "checkpoint-2":
+            (run / "checkpoint-2").touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", and_then_blocked)
+        with pytest.raises(CheckpointError):
+            built._save_checkpoint(built.model, None)
+    (run / "checkpoint-2").unlink()
+    assert built.checkpoint_to_resume(True) == str(run / "checkpoint-2")
+    assert (run / "checkpoint-2" / MANIFEST).read_bytes() == whole
+
+
+def test_a_folder_whose_only_checkpoint_lies_aside_is_not_started_in_anew(done, copy):
+    """Killed between the two renames of a replacement: the folder looks empty, and is not."""
+    aside = copy / "_unfinished" / "1a2b"
+    aside.mkdir(parents=True)
+    (copy / "checkpoint-3").rename(aside / "replaced-checkpoint-3")
+    for step in (1, 2):
+        shutil.rmtree(copy / f"checkpoint-{step}")
+    with pytest.raises(FileExistsError, match="_unfinished/1a2b/replaced-checkpoint-3"):
+        done.again(copy.parent).train()
+    assert done.built.checkpoint_to_resume(True) == str(copy / "checkpoint-3")
 
 
 def test_the_hub_is_given_what_has_its_final_name(done, tmp_path, monkeypatch):
