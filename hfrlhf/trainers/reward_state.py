@@ -22,6 +22,7 @@ from ..models.adapters import POLICY_ADAPTER
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
 from .checkpoints import adapter_settings, check_output_dir, saved_state
+from .run_lock import alone
 from .safe_checkpoints import SafeCheckpoints
 from .whole_run_loss import WholeRunLoss
 
@@ -35,11 +36,13 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
 
     STATE_FILE = STATE_FILE
 
+    @alone
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on exactly where a checkpoint ends.
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
+            FolderInUse: another process trains in it.
             ValueError: no whole checkpoint to resume from, or one of another batch arithmetic.
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)

@@ -20,6 +20,7 @@ from ..models.quantization import quantization_of
 from ..models.sharding import in_pieces, is_prepared, strategy
 from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
 from .policy_card import policy_card
+from .run_lock import alone
 from .safe_checkpoints import SafeCheckpoints
 from .start_report import planned_steps, start_report, warn_of_warm_up
 from .whole_run_loss import WholeRunLoss
@@ -44,11 +45,13 @@ class RunState(WholeRunLoss, SafeCheckpoints):
     STATE_FILE = STATE_FILE
     cycle: Cycle | None = None
 
+    @alone
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on exactly where a checkpoint ends.
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
+            FolderInUse: another process trains in it.
             ValueError: no whole checkpoint to resume from, or one of another batch arithmetic.
             Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
         """

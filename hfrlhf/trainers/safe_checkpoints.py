@@ -7,10 +7,9 @@ then older ones are deleted and the Hub is served.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.utils import logging
 from .agreement import Agreement
 from .checkpoints import changed_settings, check_output_path, checkpoints_in, rotate, saved_state, step_of
 from .interruption import Interruption
+from .run_lock import RunLock
 from .safe_folder import ASIDE, MANIFEST, clear_aside, damage, publish, read_manifest, seal
 
 logger = logging.get_logger(__name__)
@@ -29,7 +29,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written; those written before are as they were."""
 
 
-class SafeCheckpoints(Agreement):
+class SafeCheckpoints(Agreement, RunLock):
     """Mixin before `transformers.Trainer`: atomic checkpoints, and the newest whole one to resume from.
 
     A trainer says which file of its own belongs to a checkpoint (`STATE_FILE`, JSON with "settings") and which settings
@@ -97,7 +97,8 @@ class SafeCheckpoints(Agreement):
         finally:
             self._staged = None
             if self._moves:
-                shutil.rmtree(run / ASIDE, ignore_errors=True)
+                with suppress(OSError):  # what cannot be put back under its name stays aside, for the next start
+                    clear_aside(run, staged.name)
 
     def _name_best(self: Any, run: Path, staged: Path) -> None:
         """The best checkpoint under the name it will have: the stock method saw the folder aside."""
@@ -197,7 +198,8 @@ class SafeCheckpoints(Agreement):
 
     def _newest_whole(self: Any) -> Path:
         run = Path(str(self.args.output_dir))
-        self._clear_leftovers(run)
+        with self.alone():  # another run's save in progress is no leftover
+            self._clear_leftovers(run)
         names = self._from_all([path.name for path in checkpoints_in(run)])[0]
         skipped: list[str] = []
         for name in names:
@@ -222,10 +224,11 @@ class SafeCheckpoints(Agreement):
             )
 
     def _clear_leftovers(self: Any, run: Path) -> None:
-        if self.is_local_process_zero() and (run / ASIDE).is_dir():
-            found = clear_aside(run)
-            print(f"removed from {run}, left by a run that was killed: {', '.join(found) or ASIDE}")
-        self._from_all(None)
+        with self._noted():
+            if self.is_local_process_zero() and (run / ASIDE).is_dir():
+                found = clear_aside(run)
+                print(f"removed from {run}, left by a run that was killed: {', '.join(found) or ASIDE}")
+        self._agree()
 
     def _why_not(self: Any, checkpoint: Path) -> str | None:
         """Why a checkpoint cannot be resumed from, as any process sees it; None where all find it whole.
