@@ -55,12 +55,16 @@ def check_output_dir(output_dir: str) -> None:
     """
     check_output_path(output_dir)
     folder = Path(output_dir)
-    found = sorted(p.name for p in folder.glob("checkpoint-*")) + [f for f in RUN_FILES if (folder / f).exists()]
-    found += [path.relative_to(folder).as_posix() for path in replaced_aside(folder)]  # killed between two renames
+    resumable = sorted(p.name for p in folder.glob("checkpoint-*"))
+    resumable += [path.relative_to(folder).as_posix() for path in replaced_aside(folder)]  # killed between two renames
+    found = resumable + [name for name in RUN_FILES if (folder / name).exists()]
     if found:
+        how = (
+            "go on with it by `resume_from_checkpoint=True`, or" if resumable else "it has no checkpoint to go on from:"
+        )
         raise FileExistsError(
-            f"output_dir={output_dir!r} already holds a run ({', '.join(found[:3])}); go on with it by "
-            "`resume_from_checkpoint=True`, or choose another `output_dir` (nothing is ever overwritten)"
+            f"output_dir={output_dir!r} already holds a run ({', '.join(found[:3])}); {how} choose another "
+            "`output_dir`, or remove this one (nothing is ever overwritten)"
         )
 
 

@@ -138,7 +138,9 @@ class SafeCheckpoints(Agreement, RunLock):
     def _lost(self: Any, target: Path, error: Exception) -> str:
         whole = next((path for path in checkpoints_in(target.parent) if path != target and not damage(path)), None)
         left = (
-            f"{whole} is whole: `resume_from_checkpoint=True` goes on from it" if whole else "there is none before it"
+            f"{whole} is whole: `resume_from_checkpoint=True` goes on from it"
+            if whole
+            else "there is none before it to go on from: start again"
         )
         return (
             f"{target} could not be written ({type(error).__name__}: {error}). Nothing half-written is left under that "
@@ -210,7 +212,10 @@ class SafeCheckpoints(Agreement, RunLock):
                 return run / name
             skipped.append(f"skipped {run / name}: {reason}")
         if not skipped:
-            raise ValueError(f"resume_from_checkpoint=True, but {str(run)!r} holds no checkpoint-<step> folder")
+            raise ValueError(
+                f"resume_from_checkpoint=True, but {str(run)!r} holds no checkpoint-<step> folder: start anew, in "
+                "another `output_dir` or after removing this one"
+            )
         found = "\n".join(skipped)
         raise ValueError(f"resume_from_checkpoint=True, but no checkpoint in {str(run)!r} is whole:\n{found}")
 

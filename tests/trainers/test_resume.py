@@ -217,6 +217,9 @@ def test_a_folder_with_another_run_is_never_written_over(tiny_model_folder, tmp_
     first.train()
     first.save_model()
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="resume_from_checkpoint"):
+    with pytest.raises(FileExistsError, match="no checkpoint to go on from: choose another"):
+        trainer(str(tiny_model_folder), tmp_path).train()
+    (tmp_path / "run" / "checkpoint-4").mkdir()
+    with pytest.raises(FileExistsError, match="go on with it by `resume_from_checkpoint=True`"):
         trainer(str(tiny_model_folder), tmp_path).train()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
