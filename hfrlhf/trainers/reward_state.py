@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..models.adapters import POLICY_ADAPTER
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
 from .checkpoints import adapter_settings, check_output_dir, saved_state
+from .launch_checks import fingerprint
 from .run_lock import alone
 from .safe_checkpoints import SafeCheckpoints
 from .whole_run_loss import WholeRunLoss
@@ -98,6 +100,11 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
         pairs = torch.tensor(sum(map(counted_pairs, batches)), device=device)
         return batches, self.accelerator.gather(pairs).sum()
 
+    @cached_property
+    def pairs_read(self: Any) -> str:
+        """How many pairs there are, and a hash of them: the next ones must be those that would have come."""
+        return fingerprint(self.train_dataset)
+
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""
         names = [
@@ -107,7 +114,7 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
         model = self.accelerator.unwrap_model(self.model)
         return {name: getattr(self.args, name) for name in names} | {
             "processes": self.args.world_size,
-            "pairs": len(self.train_dataset),
+            "pairs": self.pairs_read,
             "quantization": quantization_of(model),
             "adapters": adapter_settings(model),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..hub.model_card import write_model_card
 from ..models.quantization import quantization_of
 from ..models.sharding import in_pieces, is_prepared, strategy
 from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
+from .launch_checks import fingerprint
 from .policy_card import policy_card
 from .run_lock import alone
 from .safe_checkpoints import SafeCheckpoints
@@ -75,6 +77,11 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         )
         return TrainOutput(self.state.global_step, 0.0, {})
 
+    @cached_property
+    def prompts_read(self: Any) -> str:
+        """How many prompts there are, and a hash of them: the next ones must be those that would have come."""
+        return fingerprint(self.prompts.ids)
+
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""
         a = self.args
@@ -85,7 +92,7 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         policy = self.unwrapped().policy
         return {name: getattr(a, name) for name in names} | {
             "processes": a.world_size,
-            "prompts": len(self.prompts.ids),
+            "prompts": self.prompts_read,
             "quantization": quantization_of(policy),
             "adapters": adapter_settings(policy),
         }

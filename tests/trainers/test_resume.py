@@ -199,8 +199,10 @@ def test_other_adapters_do_not_continue_a_run(tiny_model_folder, tmp_path, polic
 
 def test_other_prompts_do_not_continue_a_run(tiny_model_folder, tmp_path):
     run(tiny_model_folder, tmp_path, max_steps=1)
-    with pytest.raises(ValueError, match="prompts: 12 → 11"):
+    with pytest.raises(ValueError, match=r"prompts: 12 rows with .* → 11 rows with"):
         run(tiny_model_folder, tmp_path, resume=1, train_dataset=prompts(11))
+    with pytest.raises(ValueError, match=r"prompts: 12 rows with .* → 12 rows with"):
+        run(tiny_model_folder, tmp_path, resume=1, train_dataset=prompts().select(range(11, -1, -1)))
 
 
 def test_resuming_from_nothing_says_so(tiny_model_folder, tmp_path):

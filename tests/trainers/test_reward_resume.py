@@ -61,10 +61,13 @@ def test_what_changes_the_batches_or_the_adapter_is_refused(tiny_model_folder, t
 
 
 def test_other_pairs_are_refused(tiny_model_folder, tmp_path):
-    built = run(tiny_model_folder, tmp_path, max_steps=1)
-    built.train_dataset = built.train_dataset.select(range(18))
-    with pytest.raises(ValueError, match="pairs: 19 → 18"):
-        built.train(resume_from_checkpoint=True)
+    """Fewer of them, and as many in another order."""
+    run(tiny_model_folder, tmp_path, max_steps=1)
+    for rows, message in ((range(18), "pairs: 19 rows with .* → 18 rows with"), (range(18, -1, -1), "→ 19 rows with")):
+        built = reward(str(tiny_model_folder), tmp_path, max_steps=3)
+        built.train_dataset = built.train_dataset.select(rows)
+        with pytest.raises(ValueError, match=message):
+            built.train(resume_from_checkpoint=True)
 
 
 def test_a_longer_run_says_so(tiny_model_folder, tmp_path, capsys):
