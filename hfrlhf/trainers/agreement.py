@@ -45,6 +45,10 @@ class Agreement:
         with self._noted():
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
 
+    def _save_scaler(self: Any, output_dir: str) -> None:
+        with self._noted():
+            super()._save_scaler(output_dir)  # type: ignore[misc]
+
     def _save_rng_state(self: Any, output_dir: str) -> None:
         with self._noted():
             super()._save_rng_state(output_dir)  # type: ignore[misc]
