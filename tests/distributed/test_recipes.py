@@ -102,6 +102,28 @@ def test_reward_on_zero2_then_ppo_on_zero3_on_two_nodes(base: Path, tmp_path: Pa
     assert not loaded["lm_head.weight"].equal(load_file(base / "model.safetensors")["lm_head.weight"])
 
 
+def test_ddp_runs_from_its_file_also_on_cpus(base: Path, tmp_path: Path) -> None:
+    """With `use_cpu` among the recipe's settings its two processes meet over gloo."""
+    (tmp_path / "praise.py").write_text(
+        "def good(completions, **_):\n    return [t.count('good') for t in completions]\n"
+    )
+    prompts = settings(
+        *(tmp_path, "policy"),
+        model_name_or_path=str(base),
+        output_dir=str(tmp_path / "policy"),
+        dataset_name="prompts",
+        reward_funcs=[f"{tmp_path / 'praise.py'}:good"],
+        rollout_batch_size=8,
+        max_completion_length=6,
+        max_steps=2,
+        num_ppo_epochs=2,
+    )
+    file = ["--config_file", str(FILES / "ddp.yaml"), "--main_process_port", free_port()]
+    said = launch(*LAUNCH, *file, str(ROOT / "recipes" / "ppo.py"), "--config", prompts)
+    assert said.count("2 processes on cpu") == 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_accelerate_reads_each_file_and_its_header_says_how_to_use_it(name: str) -> None:
     read = load_config_from_file(str(FILES / f"{name}.yaml"))  # it refuses a key that it does not know
