@@ -42,6 +42,11 @@ class Algorithm:
         """Whether a rollout may serve several optimiser steps: an importance ratio has to correct the later ones."""
         return self.loss != "score_function" and self.update == "gradient"
 
+    @property
+    def is_ppo(self) -> bool:
+        """Whether it is proximal policy optimisation: a critic, and a ratio that is clipped or penalised."""
+        return self.critic is not None and self.loss in ("ppo_clip", "ppo_penalty")
+
 
 ALGORITHMS = {
     "reinforce": Algorithm("total_return", "score_function", "Williams 1992; SPEC §3.1"),

@@ -10,20 +10,21 @@ import torch
 from ..algorithms import ALGORITHMS, Algorithm
 from ..core.advantages import PSI, PsiOptions
 from ..core.policy_losses import POLICY_LOSSES, PolicyLossOptions
+from .setting_checks import is_set
 
-# What only a critic uses, and the value that says "not set".
-CRITIC_FIELDS = {"vf_coef": None, "value_learning_rate": None, "critic_warmup_rollouts": 0, "clip_range_value": 0.2}
+# What only a critic uses. A field counts as set where its value is not the default of the configuration's own class.
+CRITIC_FIELDS = ("vf_coef", "value_learning_rate", "critic_warmup_rollouts", "clip_range_value", "value_epochs")
 
-# Settings that some Ψ and losses read, by the option they read it from, and the value that says "not set".
+# Settings that some Ψ and losses read, and the option they read it from.
 OPTION_FIELDS = {
-    "gae_lambda": ("gae_lambda", 0.95),
-    "n_step": ("n_step", 5),
-    "exclude_self": ("exclude_self", False),
-    "bootstrap_truncated": ("bootstrap_values", False),
-    "clip_range": ("clip_low", 0.2),
-    "clip_range_high": ("clip_high", None),
-    "dual_clip": ("dual_clip", None),
-    "penalty_target": ("penalty_coef", 0.01),
+    "gae_lambda": "gae_lambda",
+    "n_step": "n_step",
+    "exclude_self": "exclude_self",
+    "bootstrap_truncated": "bootstrap_values",
+    "clip_range": "clip_low",
+    "clip_range_high": "clip_high",
+    "dual_clip": "dual_clip",
+    "penalty_target": "penalty_coef",
 }
 
 # Which trainer knows which update.
@@ -56,8 +57,8 @@ def check_algorithm(args: Any, row: Algorithm) -> None:
         )
     _check_critic(args, row)
     read = options_read(row)
-    for field, (option, unset) in OPTION_FIELDS.items():
-        if option not in read and getattr(args, field) != unset:
+    for field, option in OPTION_FIELDS.items():
+        if option not in read and is_set(args, field):
             readers = [other for other, r in ALGORITHMS.items() if option in options_read(r)]
             raise ValueError(
                 f"`{field}={getattr(args, field)!r}` would do nothing in `algorithm={name!r}`; leave it out, or use "
@@ -107,29 +108,23 @@ def check_steps(args: Any, row: Algorithm) -> None:
 
 
 def _check_critic(args: Any, row: Algorithm) -> None:
-    for field, unset in CRITIC_FIELDS.items():
-        if row.critic is None and getattr(args, field) != unset:
+    for field in CRITIC_FIELDS:
+        if row.critic is None and is_set(args, field):
             raise ValueError(
                 f"`algorithm={args.algorithm!r}` has no critic, so `{field}={getattr(args, field)!r}` would do "
                 "nothing; leave it out, or use an algorithm with a critic, such as 'vpg' or 'ppo_clip'"
             )
-    if row.critic is None and row.update == "gradient" and args.value_epochs:
-        raise ValueError(
-            f"`algorithm={args.algorithm!r}` has no critic, so `value_epochs={args.value_epochs}` would do nothing"
-        )
 
 
-def check_trainer(args: Any, trainer: Any) -> None:
-    """Refuse the settings of a trainer that updates the policy in another way.
+def switched_off(args: Any, row: Algorithm) -> dict[str, Any]:
+    """Steps and stops that a class of settings has by default and the algorithm has no use for: field -> off.
 
-    Raises:
-        TypeError: the message names the trainer for these settings.
+    A subclass may have a warm-up of the critic by default; without a critic those rollouts would be idle.
     """
-    if args.UPDATES != trainer.CONFIG.UPDATES:
-        raise TypeError(
-            f"{trainer.__name__} needs a {trainer.CONFIG.__name__}, got a {type(args).__name__}: "
-            f"`algorithm={args.algorithm!r}` is run by {TRAINERS[args.UPDATES[0]]}"
-        )
+    off: dict[str, Any] = {} if row.critic else {"critic_warmup_rollouts": 0, "value_epochs": 0}
+    if args.policy_steps_per_rollout == 1:
+        off["target_kl"] = None
+    return {name: value for name, value in off.items() if not is_set(args, name)}
 
 
 def check_value_model(value_model: Any, algorithm: str, row: Algorithm) -> None:

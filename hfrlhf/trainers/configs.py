@@ -16,10 +16,10 @@ from transformers import TrainingArguments
 
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
 from ..core.policy_losses import PolicyLossOptions
-from .algorithm_checks import check_algorithm, check_steps
+from .algorithm_checks import check_algorithm, check_steps, switched_off
 from .launch_checks import check_launch
 from .reward_config import RewardConfig
-from .setting_checks import check_ranges
+from .setting_checks import check_ranges, is_set
 
 __all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig", "TRPOConfig"]
 
@@ -168,6 +168,11 @@ class PolicyGradientConfig(TrainingArguments):
     # The ways of updating the policy that the trainer of these settings knows.
     UPDATES: ClassVar[tuple[str, ...]] = ("gradient",)
 
+    @classmethod
+    def runs(cls, algorithm: str) -> bool:
+        """Whether the trainer of these settings runs the algorithm of that name."""
+        return algorithm_named(algorithm).update in cls.UPDATES
+
     def __post_init__(self) -> None:
         check_ranges(self)
         check_algorithm(self, algorithm_named(self.algorithm))
@@ -189,6 +194,8 @@ class PolicyGradientConfig(TrainingArguments):
         self.whiten_advantages = row.whiten if self.whiten_advantages is None else self.whiten_advantages
         if row.critic and self.vf_coef is None:
             self.vf_coef = 0.1
+        for name, off in switched_off(self, row).items():
+            setattr(self, name, off)
 
     @property
     def policy_steps_per_rollout(self) -> int:
@@ -261,8 +268,8 @@ class PolicyGradientConfig(TrainingArguments):
                 f"{self.gradient_accumulation_steps} × processes {self.world_size} × num_mini_batches "
                 f"{self.num_mini_batches}; use {per_row * max(1, size // per_row)} or {per_row * (size // per_row + 1)}"
             )
-        default, given = TrainingArguments.per_device_train_batch_size, self.per_device_train_batch_size
-        if given not in (default, size // per_row):
+        given = self.per_device_train_batch_size
+        if is_set(self, "per_device_train_batch_size") and given != size // per_row:
             raise ValueError(
                 f"`rollout_batch_size={size}` and `per_device_train_batch_size={given}` disagree: the latter would "
                 f"have to be {size // per_row}; give one of the two"
@@ -309,11 +316,16 @@ class PPOConfig(PolicyGradientConfig):
     algorithm: str = described("ppo_clip", "'ppo_clip', or 'ppo_penalty': an adaptive penalty in the clip's place.")
 
     def __post_init__(self) -> None:
-        if self.algorithm in ALGORITHMS and not self.algorithm.startswith("ppo_"):
+        if self.algorithm in ALGORITHMS and not self.runs(self.algorithm):
             raise ValueError(
                 f"`algorithm={self.algorithm!r}` is not PPO; use PolicyGradientConfig (TRPOConfig for trust regions)"
             )
         super().__post_init__()
+
+    @classmethod
+    def runs(cls, algorithm: str) -> bool:
+        """Whether it is PPO."""
+        return super().runs(algorithm) and algorithm_named(algorithm).is_ppo
 
 
 @dataclass
@@ -342,7 +354,7 @@ class TRPOConfig(PolicyGradientConfig):
     value_epochs: int = described(4, "Passes in which only the critic learns, after the policy's step.")
 
     def __post_init__(self) -> None:
-        if self.algorithm == "natural_policy_gradient" and self.max_backtracks != 10:
+        if self.algorithm == "natural_policy_gradient" and is_set(self, "max_backtracks"):
             raise ValueError(
                 "`max_backtracks` would do nothing: 'natural_policy_gradient' has no line search; use 'trpo'"
             )

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..algorithms import algorithm_named
-from .configs import PolicyGradientConfig, TRPOConfig
 from .policy_gradient_trainer import PolicyGradientTrainer
 from .trpo_trainer import TRPOTrainer
 
 # By the way the policy is updated.
 FAMILY: dict[str, tuple[Any, Any]] = {
-    "gradient": (PolicyGradientConfig, PolicyGradientTrainer),
-    "natural": (TRPOConfig, TRPOTrainer),
-    "trust_region": (TRPOConfig, TRPOTrainer),
+    update: (trainer.CONFIG, trainer)
+    for trainer in (PolicyGradientTrainer, TRPOTrainer)
+    for update in trainer.CONFIG.UPDATES
 }
 
 

@@ -28,9 +28,9 @@ _SHOWN = (
 def _settings(args: Any) -> dict[str, Any]:
     """The settings worth knowing, without those that the algorithm does not read."""
     row = algorithm_named(args.algorithm)
-    unread = {name for name, (option, _) in OPTION_FIELDS.items() if option not in options_read(row)}
+    unread = {name for name, option in OPTION_FIELDS.items() if option not in options_read(row)}
     if row.critic is None:
-        unread |= {*CRITIC_FIELDS, "value_epochs"}
+        unread |= set(CRITIC_FIELDS)
     return {name: getattr(args, name) for name in _SHOWN if hasattr(args, name) and name not in unread}
 
 

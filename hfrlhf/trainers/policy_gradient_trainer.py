@@ -45,13 +45,14 @@ from ..models.score_gradients import score_gradient_sq_norms
 from ..models.sharding import check_own_rates, check_sharding
 from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
-from .algorithm_checks import check_trainer, check_unsharded, check_value_model
+from .algorithm_checks import check_unsharded, check_value_model
 from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
 from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
 from .rollout_loop import RolloutLoop
+from .trainer_checks import check_trainer
 
 OLD_ARGUMENTS = {"reward_model": "reward_funcs", "tokenizer": "processing_class", "config": "args", "policy": "model"}
 
@@ -106,8 +107,8 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         peft_config: Any = None,
         quantization_config: Any = None,
     ):
-        self.algorithm = algorithm_named(args.algorithm)
         check_trainer(args, type(self))
+        self.algorithm = algorithm_named(args.algorithm)
         check_value_model(value_model, args.algorithm, self.algorithm)
         tokenizer = load_tokenizer(processing_class, model)
         policy = load_policy(model, quantization_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .configs import PPOConfig
 from .policy_gradient_trainer import PolicyGradientTrainer
 
 
@@ -10,3 +11,5 @@ class PPOTrainer(PolicyGradientTrainer):
 
     Everything is `PolicyGradientTrainer`'s; `PPOConfig` names the algorithm and its usual numbers.
     """
+
+    CONFIG = PPOConfig

@@ -33,6 +33,7 @@ from .launch_checks import check_same_everywhere, check_strategy
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
+from .trainer_checks import check_settings_class
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,7 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         peft_config: Any = None,
         quantization_config: Any = None,
     ):
-        if not isinstance(args, RewardConfig):
-            raise TypeError(f"`args` must be hfrlhf's RewardConfig, got {type(args).__module__}.{type(args).__name__}")
+        check_settings_class(args, RewardConfig, RewardConfig, type(self).__name__)
         model = str(model) if isinstance(model, Path) else model
         tokenizer = load_tokenizer(processing_class, model)
         reward_model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import MISSING
 from numbers import Real
 from typing import Any
 
@@ -56,6 +57,13 @@ RANGES = {
     "gradient_accumulation_steps": (1, INF, False),
     "per_device_train_batch_size": (1, INF, False),
 }
+
+
+def is_set(args: Any, name: str) -> bool:
+    """Whether a field has another value than its class has by default; a subclass may have defaults of its own."""
+    declared = type(args).__dataclass_fields__[name]
+    default = declared.default if declared.default_factory is MISSING else declared.default_factory()
+    return bool(getattr(args, name) != default)
 
 
 def _is_finite_number(value: Any) -> bool:
