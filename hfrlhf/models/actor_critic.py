@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core.masking import at_least_float32
 from ..experience import Rollout
 from .adapters import VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
+from .forward import forward_flags
 from .quantization import is_quantized, save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
@@ -273,9 +274,10 @@ def check_head(policy: Any) -> None:
     lm.eval()
     device = lm.get_output_embeddings().weight.device
     ids = torch.arange(1, 5, device=device)[None] % lm.config.get_text_config().vocab_size
-    hidden = backbone_of(lm)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    flags = forward_flags(lm, use_cache=False)
+    hidden = backbone_of(lm)(input_ids=ids, **flags).last_hidden_state[0]
     ours, _ = vocabulary_logprobs(lm, hidden, ids[0], 1.0, need_entropy=False)
-    logits = at_least_float32(lm(input_ids=ids, use_cache=False).logits[0])
+    logits = at_least_float32(lm(input_ids=ids, **flags).logits[0])
     theirs = logits.log_softmax(-1).gather(-1, ids.T).squeeze(-1)
     lm.train(was_training)
     tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .adapters import add_value_adapter
 from .checks import check_same_vocabulary, check_trainable
 from .dropout import disable_dropout
+from .forward import return_records
 from .names import as_name, config_options, hub_keywords, is_adapter, loading_options
 from .quantization import check_saved_quantization, is_quantized, prepare_quantized
 from .reward_head import head_of, with_score_head
@@ -52,6 +53,7 @@ def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> A
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no vocabulary head; pass an AutoModelForCausalLM model")
     check_whole(model, "model")
+    return_records(model)
     disable_dropout(model)
     return model
 

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .forward import forward_flags, return_records
 from .names import as_name, is_adapter, loading_options
 from .quantization import is_quantized, keep_training_format, saved_quantization
 
@@ -98,6 +99,7 @@ def _base(name: str) -> Any:
     place = config.base_model_name_or_path
     base = AutoModelForCausalLM.from_pretrained(place, **loading_options(place, how))
     keep_training_format(base)
+    return_records(base)
     return base
 
 
@@ -122,4 +124,4 @@ def _logits(model: Any) -> Tensor:
     """[64,V] at tokens spread over the vocabulary."""
     size = model.get_input_embeddings().num_embeddings
     ids = torch.linspace(0, size - 1, PROBE_TOKENS).long()[None]
-    return model.eval()(ids.to(model.device)).logits[0].float().cpu()
+    return model.eval()(ids.to(model.device), **forward_flags(model, use_cache=False)).logits[0].float().cpu()

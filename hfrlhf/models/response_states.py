@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.logprobs import head_logprobs, linear_logprobs
 from ..core.masking import at_least_float32
 from ..experience import Rollout, left_aligned
+from .forward import forward_flags
 
 # What some architectures do to the output of their vocabulary head, by the config field that says so.
 LOGIT_TRANSFORMS = {
@@ -50,7 +51,7 @@ class ResponseStates:
         Padding stands behind every real token: causal attention needs no mask, and the positions every architecture
         counts by itself (0, 1, 2, …) are the right ones.
         """
-        return backbone(input_ids=self.ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        return backbone(input_ids=self.ids, **forward_flags(backbone, use_cache=False)).last_hidden_state.flatten(0, 1)
 
     def logprobs(self, lm: Any, trunk: Tensor, temperature: float, need_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """[B,A] log-probs of the response tokens and the entropy of their distributions."""

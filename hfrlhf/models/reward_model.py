@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from .base_fingerprint import base_fingerprint
+from .forward import forward_flags, return_records
 from .names import as_name
 from .padding import with_padding_token
 from .quantization import quantization_of, save_quantization
@@ -68,6 +69,7 @@ def load_reward_model(
     else:
         loaded, new_head = from_object(model)
     check_whole(loaded, "reward model")
+    return_records(loaded)
     if new_head:
         init_reward_head(loaded, seed)
     config = loaded.config
@@ -99,8 +101,8 @@ def last_token_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
     with evaluating(model):
         backbone = backbone_of(model)
         accepted = inspect.signature(backbone.forward).parameters  # models with ALiBi take no positions
-        extra = {name: value for name, value in positions.items() if name in accepted}
-        hidden = backbone(ids, attention_mask=mask.long(), use_cache=False, **extra).last_hidden_state
+        extra = {name: value for name, value in positions.items() if name in accepted} | forward_flags(backbone, False)
+        hidden = backbone(ids, attention_mask=mask.long(), **extra).last_hidden_state
         scores = score_module(model)(hidden[torch.arange(len(ids), device=ids.device), last])
     return scores.squeeze(-1).float() - reward_shift_of(model)
 

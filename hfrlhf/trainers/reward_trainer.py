@@ -23,6 +23,7 @@ from ..core.preference_losses import pairwise_loss
 from ..data.preferences import IDS, REPEATED, PairCollator, pad_right, prepare_pairs
 from ..evaluation.pairwise_accuracy import score_metrics
 from ..hub.model_card import write_model_card
+from ..models.forward import forward_flags
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from ..models.sharding import check_sharding
@@ -132,7 +133,8 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
 
     def scores(self, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B] float32 scores of right-padded rows, through the model's own forward: any wrapper around it works."""
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        flags = forward_flags(self.accelerator.unwrap_model(self.model), use_cache=False)
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, **flags).logits
         return logits.squeeze(-1).float() - reward_shift_of(self.model)
 
     def compute_loss(
