@@ -66,6 +66,7 @@ UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|NotImplement" + r"
 DRAWS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
 DRAWS_IN_PLACE = {"normal_", "uniform_", "bernoulli_", "exponential_", "random_", "multinomial"}
 PICKLES = {"pickle.load", "pickle.loads", "joblib.load", "np.load", "numpy.load", "pd.read_pickle"}
+UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 NUMPY_WITH_ADDRESS = {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"}
 
 
@@ -285,6 +286,36 @@ def file_imports(tree: ast.Module, module: str, name: str) -> bool:
     return any(alias.name == name for node in froms for alias in node.names)
 
 
+def texts_name_their_encoding(root: Path) -> list[str]:
+    """Without one, what is written on Linux cannot be read on Windows."""
+    complaints = []
+    for file, tree in sources(root, "hfrlhf", "recipes"):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called, given = ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+            is_text = called.endswith((".read_text", ".write_text"))
+            if called == "open" or (called.endswith(".open") and called != "os.open"):
+                place = 1 if called == "open" else 0
+                mode = node.args[place] if len(node.args) > place else given.get("mode", ast.Constant("r"))
+                is_text = "b" not in ast.unparse(mode)
+            if is_text and "encoding" not in given:
+                complaints.append(f"{file}:{node.lineno}: {called} leaves the encoding to the machine")
+    return complaints
+
+
+def nothing_is_for_unix_alone(root: Path) -> list[str]:
+    """What only Unix has is imported within the function that also knows what to do without it."""
+    return [
+        f"{file}:{node.lineno}: imports {name} where the module is imported: not on Windows"
+        for file, tree in sources(root, "hfrlhf", "recipes")
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name in UNIX_ONLY
+    ]
+
+
 def no_machine_paths(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{number}: names a path of one machine"
@@ -345,6 +376,8 @@ RULES: list[Callable[[Path], list[str]]] = [
     functions_are_short,
     files_are_short,
     nothing_foreign_runs,
+    texts_name_their_encoding,
+    nothing_is_for_unix_alone,
     no_machine_paths,
     nothing_unfinished,
     readme_shows_the_house,
@@ -414,6 +447,12 @@ BAD_FILES = [
         "AutoModelForCausalLM.from_pretrained('x')",
         "use_safetensors=True may not",
     ),
+    (texts_name_their_encoding, "hfrlhf/data/bad.py", "text = path.read_text()", "path.read_text leaves the encoding"),
+    (texts_name_their_encoding, "hfrlhf/data/bad.py", "path.write_text('ä', newline='')", "path.write_text leaves"),
+    (texts_name_their_encoding, "recipes/bad.py", "with open('x', 'a') as file:\n    pass", "open leaves the encoding"),
+    (texts_name_their_encoding, "hfrlhf/data/bad.py", "path.open(mode='w')", "path.open leaves the encoding"),
+    (nothing_is_for_unix_alone, "hfrlhf/data/bad.py", "import os, fcntl", "imports fcntl where the module is imported"),
+    (nothing_is_for_unix_alone, "recipes/bad.py", "from resource import getrusage", "imports resource where"),
     (no_machine_paths, "notes.txt", "see " + "/" + "tmp/results", "names a path of one machine"),
     (nothing_unfinished, "hfrlhf/data/bad.py", "# TO" + "DO: later", "bad.py:1"),
     (nothing_unfinished, "hfrlhf/data/bad.py", "raise NotImplement" + "edError", "bad.py:1"),

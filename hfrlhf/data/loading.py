@@ -105,7 +105,8 @@ def _refuse_renamed(reader: str, columns: list[str]) -> None:
 
 
 def _from_hub(name: str, config: str | None) -> DatasetDict:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or _DATA_FILE.fullmatch(Path(name).name):
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or os.path.isabs(name)
+    if is_path or _DATA_FILE.fullmatch(Path(name).name):
         raise FileNotFoundError(f"there is no file or folder {name!r} (looked from {os.getcwd()})")
     try:
         loaded: Any = load_dataset(name, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer
 from . import report, stages, world
 from .algorithms import settings_for
 from .console import one_thread, quiet
+from .memory import peak_memory_gb
 from .pairs import label_pairs
 
 _FIRST, _SECOND = 4, 5  # the second word of an address: which answer of a pair is drawn
@@ -123,9 +123,8 @@ class Clock:
 
     def facts(self) -> dict[str, Any]:
         """Seconds in all and per stage, and the most memory this process has held."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
         return {
             "seconds": time.perf_counter() - self.started,
             "stage_seconds": dict(self.seconds),
-            "peak_memory_gb": peak / (1e9 if sys.platform == "darwin" else 1e9 / 1024),
+            "peak_memory_gb": peak_memory_gb(),
         }

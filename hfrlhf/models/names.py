@@ -40,9 +40,9 @@ def _refuse_empty(folder: str) -> None:
 
 def _is_local(name: str) -> bool:
     """Whether a name cannot be the Hub's `model` or `owner/model`, or begins with a folder that is here."""
-    return (
-        name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and os.path.isdir(name.split("/")[0]))
-    )
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or os.path.isabs(name):
+        return True
+    return "/" in name and os.path.isdir(name.split("/")[0])
 
 
 def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:

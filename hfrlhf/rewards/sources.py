@@ -7,6 +7,7 @@ import inspect
 import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def _source(
     if isinstance(policy, PeftModel) and not own_base and isinstance(function, str) and is_adapter(function, {}):
         _refuse_other_tokenizer(function, tokenizer, policy_tokenizer)
         head, shift = add_reward_adapter(policy, function)
-        return AdapterReward(policy, function.rstrip("/").split("/")[-1], head, shift, max_tokens)
+        return AdapterReward(policy, Path(function).name, head, shift, max_tokens)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
         return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)
     if not isinstance(function, str | torch.nn.Module):
@@ -148,7 +149,7 @@ def _source(
         )
     disable_dropout(model.requires_grad_(False).eval())
     own = tokenizer or _saved_tokenizer(name) or policy_tokenizer
-    return ModelReward(model, name.rstrip("/").split("/")[-1] or "reward_model", own, policy_tokenizer, max_tokens)
+    return ModelReward(model, Path(name).name or "reward_model", own, policy_tokenizer, max_tokens)
 
 
 def _refuse_other_tokenizer(name: str, tokenizer: Any, policy_tokenizer: Any) -> None:

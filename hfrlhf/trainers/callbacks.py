@@ -83,10 +83,12 @@ class CompletionsCallback(TrainerCallback):
         """After a resume, forget what the run wrote beyond its checkpoint: it is about to be written again."""
         path = Path(args.output_dir) / "completions.jsonl"
         if state.is_world_process_zero and path.exists():
-            rows = path.read_text().splitlines(keepends=True)
+            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [row for row in rows if row.endswith("\n")]  # a killed run may have written half of its last one
             kept = path.with_suffix(".kept")
-            kept.write_text("".join(row for row in whole if json.loads(row)["step"] <= state.global_step))
+            kept.write_text(
+                "".join(row for row in whole if json.loads(row)["step"] <= state.global_step), encoding="utf-8"
+            )
             kept.replace(path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -96,7 +98,7 @@ class CompletionsCallback(TrainerCallback):
         self.first = self.first or self.trainer.samples
         path = Path(args.output_dir) / "completions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": state.global_step} | row) + "\n" for row in self.trainer.samples)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -82,12 +82,12 @@ def step_of(checkpoint: Path) -> int:
 
 def saved_state(checkpoint: str | Path) -> dict[str, Any]:
     """The Trainer's state in a checkpoint: `global_step`, `max_steps`, `num_train_epochs`, …"""
-    return json.loads(Path(checkpoint, "trainer_state.json").read_text())
+    return json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def changed_settings(state_file: Path, settings: dict[str, Any]) -> str | None:
     """What of a run's settings is not as in the checkpoint, as "name: old → new"; None where all are the same."""
-    saved = json.loads(state_file.read_text())["settings"]
+    saved = json.loads(state_file.read_text(encoding="utf-8"))["settings"]
     now = json.loads(json.dumps(settings))  # as they would be read back
     changed = [f"{name}: {saved.get(name)} → {value}" for name, value in now.items() if saved.get(name) != value]
     return "; ".join(changed) or None
@@ -135,4 +135,4 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> list
 
 def write_training_args(args: Any, folder: Path) -> None:
     """The settings of the run as JSON, without tokens, where the Trainer would write a pickle."""
-    (folder / "training_args.json").write_text(args.to_json_string() + "\n")
+    (folder / "training_args.json").write_text(args.to_json_string() + "\n", encoding="utf-8")

@@ -136,7 +136,7 @@ def save_broken(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / "batch.safetensors")
         # JSON has no NaN: numbers that are not finite are written as words.
         readable = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
-        (folder / "facts.json").write_text(json.dumps(readable, indent=1) + "\n")
+        (folder / "facts.json").write_text(json.dumps(readable, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         logger.warning(f"the broken batch could not be written to {folder}: {error}")
 

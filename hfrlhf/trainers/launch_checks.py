@@ -11,9 +11,9 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+import psutil
 from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import disable_progress_bars as disable_bars_of_datasets
@@ -88,14 +88,14 @@ def _launcher_wanted_several() -> bool:
     own = os.environ
     if "ACCELERATE_MIXED_PRECISION" not in own or any(name in own for name in ("LOCAL_RANK", *COUNTS)):
         return False
-    return "MASTER_ADDR" in own and not _parent_has(f"MASTER_ADDR={own['MASTER_ADDR']}")
+    return "MASTER_ADDR" in own and own["MASTER_ADDR"] != _environment_of_parent().get("MASTER_ADDR")
 
 
-def _parent_has(variable: str) -> bool:
+def _environment_of_parent() -> dict[str, str]:
     try:
-        return variable.encode() in Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:  # no Linux, or another user's process
-        return False
+        return psutil.Process(os.getppid()).environ()
+    except (psutil.Error, OSError):  # another user's process, or one that has ended
+        return {}
 
 
 def _asked_for(strategy: str, args: Any) -> bool:

@@ -125,14 +125,14 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
         losses, pending = self.losses_so_far(), self._from_all([seen.tolist() for seen in self._seen])
         if self.args.should_save:
             state = {"settings": self.settings(), "losses": losses, "pending": pending}
-            Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
+            Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     def _load_rng_state(self: Any, checkpoint: str | None) -> None:
         """Beside the generators' state: what `_save_rng_state` wrote, each process its own part."""
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
-        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
+        state = json.loads(Path(checkpoint, STATE_FILE).read_text(encoding="utf-8"))
         seen = state["pending"][self.args.process_index]
         self._seen = [torch.tensor(row, dtype=torch.float64, device=self.args.device) for row in seen]
 

@@ -1,13 +1,11 @@
 """One run at a time in an output folder: a requeued job and the one it replaces must not take each other's checkpoints.
 
-The claim is an `flock` on a file in the folder. The kernel lets go of it when the process ends, however it ends: no
-claim of a dead process is ever in the way.
+The claim is the operating system's lock on a file in the folder (`flock`, on Windows `LockFileEx`), which it lets go of
+when the process ends, however it ends: no claim of a dead process is ever in the way.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -17,11 +15,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor, unlock_descriptor
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 OWNER = "_owner.json"  # what begins with "_" is not uploaded to the Hub
+WINDOWS = os.name == "nt"
+UNREAD = b" "  # Windows locks the first byte for readers too: who holds the file stands behind it
 
 
 class FolderInUse(RuntimeError):
@@ -38,36 +39,57 @@ def claim(run: Path) -> int | None:
         FolderInUse: another process holds it; the message says which.
     """
     run.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            handle = os.open(run / OWNER, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            _warn(run, error)
-            return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            said = os.read(handle, 500).decode(errors="replace").strip()
+    try:
+        handle = _held(run)
+        while not _is_still(handle, run / OWNER):  # its owner had just released, and deleted, it
             os.close(handle)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise FolderInUse(_in_use(run, said)) from None
-            _warn(run, error)
-            return None
-        if _is_still(handle, run / OWNER):
-            break
-        os.close(handle)  # its owner has just released, and deleted, it
+            handle = _held(run)
+    except OSError as error:
+        logger.warning(
+            f"{run} cannot be claimed ({error}): nothing keeps a second run out of it. See to it that none is started "
+            "there"
+        )
+        return None
     with suppress(OSError):  # who it is, for the others to read; a full disk is no reason to stop
         os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+        os.write(handle, UNREAD + json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
     return handle
 
 
 def release(run: Path, handle: int) -> None:
     """Give back what `claim` took; also for processes that were forked meanwhile."""
-    with suppress(OSError):
-        (run / OWNER).unlink()
-    fcntl.flock(handle, fcntl.LOCK_UN)
+    if not WINDOWS:  # while it is ours: a moment later the name may be another's
+        _delete(run / OWNER)
+    unlock_descriptor(handle)
     os.close(handle)
+    if WINDOWS:  # which deletes no file that a process, this one or the next, has open
+        _delete(run / OWNER)
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def _held(run: Path) -> int:
+    handle = os.open(run / OWNER, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if lock_descriptor(handle, blocking=False):
+            return handle
+        raise FolderInUse(
+            f"another process trains in {str(run)!r} ({_owner(handle) or 'it has not said which'}); wait for its end "
+            "and go on by `resume_from_checkpoint=True`, or choose another `output_dir`"
+        )
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _owner(handle: int) -> str:
+    with suppress(OSError):
+        os.lseek(handle, len(UNREAD), os.SEEK_SET)
+        return os.read(handle, 500).decode(errors="replace").strip()
+    return ""
 
 
 def _is_still(handle: int, path: Path) -> bool:
@@ -75,19 +97,6 @@ def _is_still(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:
         return False
-
-
-def _in_use(run: Path, owner: str) -> str:
-    return (
-        f"another process trains in {str(run)!r} ({owner or 'it has not said which'}); wait for its end and go on by "
-        "`resume_from_checkpoint=True`, or choose another `output_dir`"
-    )
-
-
-def _warn(run: Path, error: OSError) -> None:
-    logger.warning(
-        f"{run} cannot be claimed ({error}): nothing keeps a second run out of it. See to it that none is started there"
-    )
 
 
 class RunLock:

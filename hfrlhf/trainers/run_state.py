@@ -113,7 +113,7 @@ class RunState(WholeRunLoss, SafeCheckpoints):
             "pending": self.metrics.pending,
             "samples": self.samples,
         }
-        Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1))
+        Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         if self.cycle is not None and self.step_in_cycle != 0:
             tensors = {name: t.contiguous() for name, t in self.cycle.experience.tensors().items()}
             save_file(tensors, Path(output_dir, BUFFER_FILE))
@@ -123,7 +123,7 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
+        state = json.loads(Path(checkpoint, STATE_FILE).read_text(encoding="utf-8"))
         self.kl_coef.load_state_dict(state["kl_coef"])
         self.penalty.load_state_dict(state["penalty"])
         self.moments.load_state_dict(state["moments"])

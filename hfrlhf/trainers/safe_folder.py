@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 ASIDE = "_unfinished"
 REPLACED, REMOVED = "replaced-", "removed"
 CHUNK = 2**22  # bytes read at once
+WINDOWS = os.name == "nt"
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -151,6 +152,8 @@ def replaced_aside(run: Path, token: str = "*") -> list[Path]:
 
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder onto the disk, where the file system knows such a thing."""
+    if WINDOWS:  # opens no folders, and has no such call
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -163,7 +166,7 @@ def sync_folder(folder: Path) -> None:
 
 def _settled(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file that is on the disk from now on."""
-    with path.open("rb") as file:
+    with path.open("r+b" if WINDOWS else "rb") as file:  # there only what may be written can be brought to the disk
         os.fsync(file.fileno())
         return {"size": os.fstat(file.fileno()).st_size, "sha256": _sha256(iter(lambda: file.read(CHUNK), b""))}
 

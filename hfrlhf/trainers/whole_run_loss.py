@@ -28,7 +28,7 @@ class WholeRunLoss:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
         if checkpoint is None:
             return
-        losses = json.loads(Path(checkpoint, self.STATE_FILE).read_text())["losses"]
+        losses = json.loads(Path(checkpoint, self.STATE_FILE).read_text(encoding="utf-8"))["losses"]
         self._total_loss_scalar, self._globalstep_last_logged = losses["total"], losses["logged"]
         self._tr_loss = torch.full_like(self._tr_loss, losses["pending"][self.args.process_index])
 

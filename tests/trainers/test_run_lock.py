@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,11 @@ from hfrlhf.trainers.run_lock import OWNER, FolderInUse, claim, release
 from tests.trainers.helpers import trainer
 
 HOLDER = """
-import fcntl, sys, time
+import sys, time
+from filelock import lock_descriptor
 file = open(sys.argv[1], "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-file.write('{"host": "node-7", "pid": 4711}')
+assert lock_descriptor(file.fileno(), blocking=False)
+file.write(' {"host": "node-7", "pid": 4711}')
 file.flush()
 print("held", flush=True)
 time.sleep(60)
@@ -46,10 +46,26 @@ def test_a_second_run_is_refused_and_takes_nothing_until_the_first_is_dead(tiny_
     with pytest.raises(FolderInUse):
         built.checkpoint_to_resume(True)
     assert saving.is_dir()
-    os.kill(holder.pid, signal.SIGKILL)
+    holder.kill()
     holder.wait()
     built.train()
     assert not (tmp_path / "run" / OWNER).exists()
+
+
+def test_an_owner_that_has_not_said_who_it_is_is_respected_all_the_same(tmp_path):
+    handle = claim(tmp_path)
+    assert handle is not None
+    os.ftruncate(handle, 0)  # as on a full disk
+    with pytest.raises(FolderInUse, match="it has not said which"):
+        claim(tmp_path)
+    release(tmp_path, handle)
+
+
+def test_a_folder_that_cannot_be_claimed_is_used_with_a_warning(tmp_path, caplog):
+    (tmp_path / OWNER).mkdir()  # nothing that could be locked
+    with caplog.at_level("WARNING", logger="hfrlhf.trainers.run_lock"):
+        assert claim(tmp_path) is None
+    assert "nothing keeps a second run out of it" in caplog.text
 
 
 def test_a_claim_ends_with_its_release(tmp_path):
