@@ -17,6 +17,7 @@ from .forward import forward_flags
 # What some architectures do to the output of their vocabulary head, by the config field that says so.
 LOGIT_TRANSFORMS = {
     "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+    "logits_soft_cap": lambda logits, cap: cap * torch.tanh(logits / cap),
     "logit_scale": lambda logits, scale: logits * scale,
     "logits_scaling": lambda logits, scale: logits / scale,
 }

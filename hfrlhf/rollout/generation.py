@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
-from .decoding import DecodingBatch
+from .decoding import Decoding, rows_in_loop
+from .examination import examined
 from .sampling import draw, warn_of_own_sampling
 
 # Rows that are done leave once they are this share of the batch: copying the cache of the rest costs about a step.
@@ -80,7 +81,8 @@ class TransformersGenerator:
             the rows in the order of the prompts, on their device; A is the length of the longest response.
 
         Raises:
-            ValueError: prompt and response do not fit the model's positions.
+            ValueError: prompt and response do not fit the model's positions, or the model cannot be sampled with its
+                state (`DecodingIsWrong`).
             FloatingPointError: the model's probabilities are not finite.
         """
         warn_of_own_sampling(model, self.temperature)
@@ -92,8 +94,9 @@ class TransformersGenerator:
         tokens = torch.zeros(len(prompts), steps, dtype=torch.long, device=model.device)
         logprobs = torch.zeros(len(prompts), steps, device=model.device)
         with evaluation_mode(model):
-            for rows in self._batches(model, here):
-                tokens[rows], logprobs[rows] = self._decode(model, here.select(rows), numbers[rows])
+            decoding = examined(model)
+            for rows in self._batches(model, here, decoding.pads):
+                tokens[rows], logprobs[rows] = self._decode(model, here.select(rows), numbers[rows], decoding)
         return self._rollout(here, tokens, logprobs).to(prompts.input_ids.device)
 
     def _check_positions(self, model: Any, prompts: Prompts) -> None:
@@ -105,18 +108,23 @@ class TransformersGenerator:
                 f"{type(model).__name__} has positions for {most}; lower `max_prompt_length` or `max_completion_length`"
             )
 
-    def _batches(self, model: Any, prompts: Prompts) -> list[Tensor]:
-        """Rows that are decoded together: neighbours in length, as many as memory allows, shared out evenly."""
+    def _batches(self, model: Any, prompts: Prompts, pads: bool) -> list[Tensor]:
+        """Rows that are decoded together: neighbours in length, as many as memory allows, shared out evenly.
+
+        Without padding all rows of a batch are of one length.
+        """
         if not len(prompts):
             return []
         lengths = prompts.attention_mask.sum(-1)
         rows = self.max_rows or rows_that_fit(model, int(lengths.max()) + self.max_completion_length)
-        return list(lengths.argsort(stable=True).tensor_split(math.ceil(len(lengths) / rows)))
+        order = lengths.argsort(stable=True)
+        alike = [order] if pads else order.split(lengths.unique(return_counts=True)[1].tolist())
+        return [part for group in alike for part in group.tensor_split(math.ceil(len(group) / rows))]
 
-    def _decode(self, model: Any, prompts: Prompts, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode(self, model: Any, prompts: Prompts, numbers: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
         """[b,A] tokens and log-probs for prompts in ascending length; behind a row's stop token they mean nothing."""
         steps = self.max_completion_length
-        batch = DecodingBatch(model, prompts, steps)
+        batch = rows_in_loop(model, prompts, steps, decoding)
         tokens = torch.zeros_like(numbers[..., 0], dtype=torch.long)
         logprobs = torch.zeros_like(numbers[..., 0], dtype=torch.float32)
         rows = torch.arange(len(prompts), device=numbers.device)  # which rows the lines of the batch are
@@ -130,7 +138,7 @@ class TransformersGenerator:
             count = int(running.sum())
             if count == 0 or step == steps - 1:
                 break
-            if batch.flexible and len(rows) - count >= LEAVING_SHARE * len(rows):
+            if decoding.leaves and len(rows) - count >= LEAVING_SHARE * len(rows):
                 keep = running.nonzero().squeeze(1)
                 batch.keep(keep)
                 rows, drawn, running = rows[keep], drawn[keep], running[keep]
