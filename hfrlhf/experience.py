@@ -123,12 +123,17 @@ class EvaluatedRollout(Rollout):
     expected_values: Tensor | None = None
 
 
+# Which log-probs of a rollout are those of π_old, by the setting `old_logprobs`.
+OLD_LOGPROBS = {"recompute": "logprobs", "sampler": "sampler_logprobs"}
+
+
 @dataclass(frozen=True)
 class Experience(Rollout):
     """A rollout with everything the update needs; fixed for all epochs of its PPO cycle.
 
     Shapes: old_logprobs, ref_logprobs, values, rewards, advantages, returns [B,A] float32; scores [B] float32.
-    `values` and `returns` are 0 where the algorithm has no critic.
+    `values` and `returns` are 0 where the algorithm has no critic. kl [B] is Σ_t k1 to the reference when the rollout
+    was made, nats per response: the one that the log shows and β follows; None in an experience that no trainer made.
     """
 
     scores: Tensor
@@ -138,6 +143,7 @@ class Experience(Rollout):
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    kl: Tensor | None = None
 
 
 def concatenate(records: Iterable[Any]) -> Any:

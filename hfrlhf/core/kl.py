@@ -5,7 +5,8 @@ The coefficients that are steered by it stand in `kl_coefficients` and are offer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,14 +16,17 @@ from hfrlhf.core.masking import at_least_float32
 
 __all__ = [
     "KL_ESTIMATORS",
+    "KL_PLACES",
     "MAX_LOG_RATIO",
     "AdaptiveKLController",
+    "KLEstimator",
     "PenaltyCoefficient",
     "entropy_from_logits",
     "exact_kl",
     "k1",
     "k2",
     "k3",
+    "kl_lacks",
     "kl_penalty",
 ]
 
@@ -64,7 +68,32 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+@dataclass(frozen=True)
+class KLEstimator:
+    """A way to estimate KL(π_θ ‖ π_ref) from sampled tokens, and what it is not good for.
+
+    Args:
+        estimate: (logprobs, ref_logprobs) [...] -> [...], nats per token.
+        lacks: by place of use (a key of `KL_PLACES`), what it lacks there, in words; a place not named is fine.
+    """
+
+    estimate: Callable[[Tensor, Tensor], Tensor]
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+        """The estimate. Shapes: logprobs, ref_logprobs [...] -> [...], nats."""
+        return self.estimate(logprobs, ref_logprobs)
+
+
+_SMALL = "as a detached reward it has a few per cent of the gradient of the KL"
+# To add one: a function, and a row that says what it is not good for. The settings and the objective read this table.
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "k1": KLEstimator(k1, {"loss": "its gradient is 0 in expectation"}),
+    "k2": KLEstimator(k2, {"reward": _SMALL}),
+    "k3": KLEstimator(k3, {"reward": _SMALL, "loss": "its gradient is not that of the KL"}),
+}
+# Where a KL may enter the objective, and the estimator that is right there.
+KL_PLACES = {"reward": "k1", "loss": "k2"}
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
@@ -78,6 +107,11 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
     if estimator not in KL_ESTIMATORS:
         raise ValueError(f"unknown KL estimator {estimator!r}; choose one of {', '.join(KL_ESTIMATORS)}")
     return KL_ESTIMATORS[estimator](logprobs, ref_logprobs)
+
+
+def kl_lacks(estimator: str, place: str) -> str | None:
+    """What an estimator lacks in the reward or in the loss, in words; None where it is right (a bare function is)."""
+    return getattr(KL_ESTIMATORS[estimator], "lacks", {}).get(place)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:

@@ -6,8 +6,16 @@ the padding cannot reach a result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+# What the losses of an optimiser step are divided by: from its mask [B,A] to N (SPEC §6.9).
+LOSS_ITEMS: dict[str, Callable[[Tensor], int]] = {
+    "tokens": lambda mask: max(1, int(mask.sum())),
+    "episodes": lambda mask: max(1, len(mask)),
+}
 
 
 def masked(x: Tensor, mask: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
+from ..core.kl import KL_ESTIMATORS, KL_PLACES
 from ..core.policy_losses import PolicyLossOptions
 from .algorithm_checks import check_algorithm, check_steps, switched_off
 from .launch_checks import check_launch
 from .reward_config import RewardConfig
-from .setting_checks import check_ranges, is_set
+from .setting_checks import check_choices, check_kl_settings, check_ranges, is_set
 
 __all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig", "TRPOConfig"]
 
@@ -107,7 +108,10 @@ class PolicyGradientConfig(TrainingArguments):
     normalize_scores: bool = described(False, "Divide scores by a running standard deviation, after a running mean.")
     kl_coef: float = described(0.05, "β, price of one nat of KL to the reference in score units. Typical: 0.01 to 0.2.")
     kl_estimator: str | None = described(
-        None, "k1, k2 or k3. Default: k1 in the reward, k2 in the loss: the ones with the gradient of the KL."
+        None,
+        f"One of {', '.join(KL_ESTIMATORS)}. Default: "
+        + ", ".join(f"{estimator} in the {place}" for place, estimator in KL_PLACES.items())
+        + ": the ones with the gradient of the KL.",
     )
     kl_in: str = described(
         "reward",
@@ -177,14 +181,14 @@ class PolicyGradientConfig(TrainingArguments):
         check_ranges(self)
         check_algorithm(self, algorithm_named(self.algorithm))
         self._take_from(algorithm_named(self.algorithm))
-        self._check_choices()
+        check_choices(self)
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()
         check_launch(self)
         self._settle_batches()
         check_steps(self, algorithm_named(self.algorithm))
-        self._check_kl()
+        check_kl_settings(self)
         if self.save_only_model:
             warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
 
@@ -230,20 +234,14 @@ class PolicyGradientConfig(TrainingArguments):
         return self.clip_range, self.clip_range if self.clip_range_high is None else self.clip_range_high
 
     @property
+    def estimator(self) -> str:
+        """The KL estimator in use: the one that was set, or the one that is right where the KL enters."""
+        return self.kl_estimator or KL_PLACES[self.kl_in]
+
+    @property
     def policy_loss_options(self) -> PolicyLossOptions:
         """What the rows of `core.policy_losses.POLICY_LOSSES` read."""
         return PolicyLossOptions(*self.clip_ranges, self.dual_clip)
-
-    def _check_choices(self) -> None:
-        choices = {
-            "kl_estimator": (None, "k1", "k2", "k3"),
-            "kl_in": ("reward", "loss"),
-            "loss_normalization": ("tokens", "episodes"),
-            "old_logprobs": ("recompute", "sampler"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
 
     def _settle_batches(self) -> None:
         """rollout = micro-batch × accumulation × processes × mini-batches, whichever side is given."""
@@ -278,30 +276,6 @@ class PolicyGradientConfig(TrainingArguments):
             raise ValueError(
                 f"`num_generations={self.num_generations}` does not divide the rollout of {size} sequences; each "
                 "prompt has that many responses"
-            )
-
-    def _check_kl(self) -> None:
-        if self.kl_in == "loss" and self.kl_estimator in ("k1", "k3"):
-            raise ValueError(
-                f"`kl_estimator={self.kl_estimator!r}` as a loss does not have the gradient of the KL (k1's is 0 in "
-                "expectation); use 'k2' with `kl_in='loss'`"
-            )
-        if self.kl_in == "reward" and self.kl_estimator in ("k2", "k3"):
-            warnings.warn(
-                f"`kl_estimator={self.kl_estimator!r}` in the reward is there to reproduce other work: as a detached "
-                "reward it has a few per cent of the gradient of the KL; 'k1' has all of it",
-                stacklevel=4,
-            )
-        if self.kl_limit is not None and self.save_total_limit == 1:
-            warnings.warn(
-                "`save_total_limit=1` with `kl_limit`: the one checkpoint kept may be that of a policy that has run "
-                "away since the last rollout; keep two or more",
-                stacklevel=4,
-            )
-        if self.kl_target is not None and self.episodes_per_rollout >= 5 * self.kl_horizon:
-            raise ValueError(
-                f"`kl_horizon={self.kl_horizon:g}` episodes is too short for rollouts of {self.rollout_batch_size}: "
-                f"the coefficient could reach 0 in one update; use more than {self.episodes_per_rollout / 5:g}"
             )
 
 

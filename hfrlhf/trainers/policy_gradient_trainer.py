@@ -29,7 +29,7 @@ from ..core.value_losses import (
     value_clip_fraction,
 )
 from ..data.prompts import prepare_prompts
-from ..experience import EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
+from ..experience import OLD_LOGPROBS, EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
 from ..models.adapters import with_adapter
 from ..models.checks import (
@@ -50,7 +50,7 @@ from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
-from .metrics import check_start, evaluation_metrics, rollout_metrics, timed
+from .metrics import check_start, evaluation_metrics, kl_per_response, rollout_metrics, timed
 from .rollout_loop import RolloutLoop
 from .trainer_checks import check_trainer
 
@@ -243,8 +243,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
     def shape_and_estimate(self, seen: EvaluatedRollout) -> Experience:
         """Scores and KL to per-token rewards (SPEC §2.2), rewards and values to Ψ and returns (SPEC §3, 4)."""
         args, mask = self.args, seen.action_mask
-        old_logprobs = seen.sampler_logprobs if args.old_logprobs == "sampler" else seen.logprobs
-        kl = kl_penalty(old_logprobs, seen.ref_logprobs, args.kl_estimator or "k1")
+        kl = kl_penalty(seen.logprobs, seen.ref_logprobs, args.estimator)
         in_reward = self.kl_coef.coef if args.kl_in == "reward" else 0.0
         rewards = token_rewards(self.shape_scores(seen), kl, in_reward, mask)
         shaped = masked_whiten(rewards, mask, shift_mean=False) if args.whiten_rewards else rewards
@@ -256,16 +255,17 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         if self.algorithm.critic:
             self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)
-        check_kl(self, self.metrics.pending["objective/kl"][-1])
+        check_kl(self, float(kl_per_response(seen).mean()))
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
             scores=seen.scores,
-            old_logprobs=old_logprobs,
+            old_logprobs=getattr(seen, OLD_LOGPROBS[args.old_logprobs]),
             ref_logprobs=seen.ref_logprobs,
             values=seen.values,
             rewards=shaped,
             advantages=advantages,
             returns=returns,
+            kl=kl_per_response(seen),
         )
 
     def psi_options(self, seen: EvaluatedRollout) -> PsiOptions:
@@ -331,7 +331,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         if args.ent_coef > 0:
             terms["entropy"], weights["entropy"] = now.entropy, -args.ent_coef
         if args.kl_in == "loss":
-            terms["kl"], weights["kl"] = kl_penalty(now.logprobs, batch.ref_logprobs, "k2"), self.kl_coef.coef
+            terms["kl"], weights["kl"] = kl_penalty(now.logprobs, batch.ref_logprobs, args.estimator), self.kl_coef.coef
         per_token = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
         loss = masked_sum(per_token, batch.action_mask) / num_items_in_batch * self.accelerator.num_processes
         return (loss, self.observe(now, batch, terms)) if return_outputs else loss

@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..core.kl import kl_penalty
-from ..core.masking import masked_sum
+from ..core.masking import LOSS_ITEMS, masked_sum
 from ..core.policy_losses import approx_kl
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
@@ -111,8 +110,8 @@ class RolloutLoop(RunState):
             self.after_rollout(experience)
         experience = self.cycle.experience
         rows = self.mini_batch_rows(len(experience))
-        items = len(rows) if self.args.loss_normalization == "episodes" else int(experience.action_mask[rows].sum())
-        return [experience.select(r).tensors() for r in self.deal(rows)], max(1, items)
+        items = LOSS_ITEMS[self.args.loss_normalization](experience.action_mask[rows])
+        return [experience.select(r).tensors() for r in self.deal(rows)], items
 
     def training_prompts(self: Any, rollout: int) -> tuple[Prompts, tuple[int, ...]]:
         """This process's prompts of a rollout, and the address of its random draws."""
@@ -240,10 +239,8 @@ class RolloutLoop(RunState):
 
     def _finish_cycle(self: Any) -> None:
         """The last step of a rollout: β moves by the rollout's KL (SPEC §2.4), not while only the critic learns."""
-        seen = self.cycle.experience
         if not self.warming_up:
-            kl = masked_sum(kl_penalty(seen.old_logprobs, seen.ref_logprobs, "k1"), seen.action_mask, -1)
-            self.kl_coef.update(float(kl.mean()), len(seen))
+            self.kl_coef.update(float(self.cycle.experience.kl.mean()), len(self.cycle.experience))
 
     def _mean_over_processes(self: Any, value: float) -> float:
         return float(self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean"))

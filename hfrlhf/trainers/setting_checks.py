@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import MISSING
 from numbers import Real
 from typing import Any
+
+from ..core.kl import KL_ESTIMATORS, KL_PLACES, kl_lacks
+from ..core.masking import LOSS_ITEMS
+from ..experience import OLD_LOGPROBS
 
 INF = float("inf")
 # Numbers of things.
@@ -96,3 +101,51 @@ def check_ranges(args: Any) -> None:
         )
     if args.remove_unused_columns:
         raise ValueError("`remove_unused_columns` must stay False: reward functions see the dataset's columns")
+
+
+def check_choices(args: Any) -> None:
+    """Refuse words that name no row of their table.
+
+    Raises:
+        ValueError: the message lists the words.
+    """
+    choices = {
+        "kl_estimator": (None, *KL_ESTIMATORS),
+        "kl_in": tuple(KL_PLACES),
+        "loss_normalization": tuple(LOSS_ITEMS),
+        "old_logprobs": tuple(OLD_LOGPROBS),
+    }
+    for name, allowed in choices.items():
+        if getattr(args, name) not in allowed:
+            raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(args, name)!r}")
+
+
+def check_kl_settings(args: Any) -> None:
+    """Refuse settings of the KL that do not go together, warn of those that seldom do.
+
+    Raises:
+        ValueError: an estimator without the gradient of the KL as a loss, or a horizon too short for the rollouts.
+    """
+    lacks = kl_lacks(args.estimator, args.kl_in)
+    if lacks and args.kl_in == "loss":
+        raise ValueError(
+            f"`kl_estimator={args.estimator!r}` as a loss does not have the gradient of the KL: {lacks}; use "
+            f"{KL_PLACES['loss']!r} with `kl_in='loss'`"
+        )
+    if lacks:
+        warnings.warn(
+            f"`kl_estimator={args.estimator!r}` in the {args.kl_in} is there to reproduce other work: {lacks}; "
+            f"{KL_PLACES[args.kl_in]!r} has all of it",
+            stacklevel=4,
+        )
+    if args.kl_limit is not None and args.save_total_limit == 1:
+        warnings.warn(
+            "`save_total_limit=1` with `kl_limit`: the one checkpoint kept may be that of a policy that has run "
+            "away since the last rollout; keep two or more",
+            stacklevel=4,
+        )
+    if args.kl_target is not None and args.episodes_per_rollout >= 5 * args.kl_horizon:
+        raise ValueError(
+            f"`kl_horizon={args.kl_horizon:g}` episodes is too short for rollouts of {args.rollout_batch_size}: "
+            f"the coefficient could reach 0 in one update; use more than {args.episodes_per_rollout / 5:g}"
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.kl import exact_kl
-from ..core.masking import at_least_float32, masked_sum
+from ..core.masking import LOSS_ITEMS, at_least_float32, masked_sum
 from ..core.policy_losses import POLICY_LOSSES
 from ..core.trust_region import fisher_vector_product, flatten, kl_gradient, unflatten
 from ..experience import Experience, chunks_by_length
@@ -43,8 +43,8 @@ class TrustRegionProblem:
         mine = experience.select(rows)
         chunks = chunks_by_length(mine.lengths, trainer.args.max_tokens_per_micro_batch)
         self.chunks = [mine.select(chunk).to(trainer.args.device) for chunk in chunks]
-        self.tokens = max(1, int(experience.action_mask.sum()))
-        self.items = len(experience) if trainer.args.loss_normalization == "episodes" else self.tokens
+        self.tokens = LOSS_ITEMS["tokens"](experience.action_mask)
+        self.items = LOSS_ITEMS[trainer.args.loss_normalization](experience.action_mask)
         self.kept: list[Tensor] = []  # the KL's gradient with its graph, between Fisher-vector products
         self.start = 0.0  # the surrogate of the policy as it is, known once `evaluate` was asked for it
 
