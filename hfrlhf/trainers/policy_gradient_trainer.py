@@ -51,13 +51,14 @@ from .configs import PolicyGradientConfig, refuse_old_names
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
 from .metrics import check_start, evaluation_metrics, kl_per_response, rollout_metrics, timed
+from .optimizer_duties import OptimizerDuties
 from .rollout_loop import RolloutLoop
 from .trainer_checks import check_trainer
 
 OLD_ARGUMENTS = {"reward_model": "reward_funcs", "tokenizer": "processing_class", "config": "args", "policy": "model"}
 
 
-class PolicyGradientTrainer(RolloutLoop, Trainer):
+class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     """Trains a causal language model on rewards with the algorithm that `args.algorithm` names.
 
     Args:
@@ -72,7 +73,8 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         value_model: None for a head on the policy's trunk; the word "adapter" (or a PEFT configuration) for an adapter
             of its own on the same base; else name, path or model of a critic of its own.
         ref_model: π_ref (name, path or model) where it is not the policy training starts from.
-        callbacks, optimizers: as for `transformers.Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as for `transformers.Trainer`; an optimiser must hold all that
+            trains, the trainer's own heads and adapters too, so a class with its settings is the simpler way.
         peft_config: train this adapter instead of all weights; the reference is then the policy with its adapter off.
         quantization_config: load the policy quantised (needs `peft_config`).
 
@@ -106,6 +108,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         quantization_config: Any = None,
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
     ):
         check_trainer(args, type(self))
         self.algorithm = algorithm_named(args.algorithm)
@@ -134,6 +137,7 @@ class PolicyGradientTrainer(RolloutLoop, Trainer):
             processing_class=tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self._start(tokenizer)
 

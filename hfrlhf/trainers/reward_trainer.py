@@ -31,6 +31,7 @@ from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
 from .launch_checks import check_same_everywhere, check_strategy
+from .optimizer_duties import OptimizerDuties
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
@@ -42,7 +43,7 @@ REFERENCE_ROWS = 1024  # chosen responses over which the scores are normalised (
 SMALLEST_STD = 1e-6  # scores that spread less are all the same; dividing by that would only blow up rounding errors
 
 
-class RewardTrainer(RewardState, GuardedUpdates, Trainer):
+class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
     """Trains a reward model on pairs of a chosen and a rejected response.
 
     Args:
@@ -52,7 +53,8 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         train_dataset: columns `chosen`, `rejected`, optionally `prompt` and `margin`; text or chat messages.
         eval_dataset: the same, or a dict of such datasets by name.
         processing_class: tokenizer; by default the one saved with the model.
-        callbacks, optimizers: as for `transformers.Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as for `transformers.Trainer`; an optimiser must hold the new
+            head, too, so a class with its settings is the simpler way.
         peft_config: train this adapter and the head instead of all weights.
         quantization_config: load the base quantised, with its head in float32 (needs `model` as a name, `peft_config`).
 
@@ -79,6 +81,7 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         quantization_config: Any = None,
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
     ):
         check_settings_class(args, RewardConfig, RewardConfig, type(self).__name__)
         model = str(model) if isinstance(model, Path) else model
@@ -100,6 +103,7 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
             compute_metrics=self.pair_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.interruption = Interruption(self)
         self.add_callback(self.interruption)
@@ -240,6 +244,7 @@ class RewardTrainer(RewardState, GuardedUpdates, Trainer):
         chosen = sorted(pairs.select(rows)["chosen_ids"][:], key=len)
         size = self.args.eval_batch_size
         model = self.model_wrapped
+        self.optimizer_mode("eval")
         model.eval()  # by itself: that of DeepSpeed's engine returns nothing
         parts = []
         for start in range(0, len(chosen), size):

@@ -34,6 +34,7 @@ from .callbacks import CycleEnd
 from .health import UpdateGuard, mini_batch_for_inspection
 from .interruption import Interruption
 from .metrics import Metrics, check_first_ratio
+from .optimizer_duties import is_class
 from .run_state import Cycle, RunState
 from .start_report import first_rollout_report
 
@@ -46,6 +47,7 @@ SAMPLING, SHUFFLING, EVALUATION = 1, 2, 3
 class RolloutLoop(RunState):
     """Mixin before `transformers.Trainer`: rollouts, mini-batches, two learning rates."""
 
+    has_named_groups = True
     loss_is_scaled_for_ga: bool | None = (
         True  # the loss is divided by the items of the whole optimiser step in compute_loss
     )
@@ -156,6 +158,8 @@ class RolloutLoop(RunState):
     def training_step(self: Any, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one micro-batch, a chunk of similar lengths at a time."""
         model.train()
+        self.optimizer_mode("train")
+        self.empty_cache()
         if self.whole_model_rests():
             return self.finish_step(torch.zeros((), device=self.args.device))
         batch = Experience(**self._prepare_inputs(inputs))
@@ -256,7 +260,7 @@ class RolloutLoop(RunState):
         args, kl, deviation = self.args, means["policy/approx_kl"], means.pop("deviation")
         alone = self.step_in_cycle >= args.policy_steps_per_rollout  # the policy's part of the cycle is over
         self.metrics.update({name: x for name, x in means.items() if not (alone and name.startswith("policy/"))})
-        if self.step_in_cycle == 0:
+        if self.step_in_cycle == 0 and not self.has_modes:  # with modes, steps start from other weights than rollouts
             is_half = args.bf16 or args.fp16 or self.unwrapped().policy.dtype.itemsize < 4
             check_first_ratio(deviation, is_half)
         if self.state.global_step == 0 and self.is_world_process_zero():
@@ -297,6 +301,7 @@ class RolloutLoop(RunState):
 
     def whole_model(self: Any) -> AbstractContextManager:
         """Every parameter at hand on every process, for a rollout or an evaluation; all enter and leave together."""
+        self.optimizer_mode("eval")
         return whole_parameters(self.model_wrapped, self.args.device)
 
     def unwrapped(self: Any) -> Any:
@@ -310,30 +315,33 @@ class RolloutLoop(RunState):
     # ---- Two learning rates -------------------------------------------------------------------------------------
 
     def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """The Trainer's optimiser over policy and critic × decay and no decay, each with its learning rate.
+        """The optimiser passed as a class, or the one that `optim` names, over `parameter_groups`.
 
         Raises:
             ValueError: an optimiser that brings its own parameter groups, and would ignore ours.
         """
         cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
-        if {"params", "model", "optimizer_dict"} & kwargs.keys():
-            optim = getattr(args.optim, "value", args.optim)
+        passed = self.given_optimizer is not None
+        if not is_class(cls) or (not passed and {"params", "model", "optimizer_dict"} & kwargs.keys()):
+            name = getattr(cls, "__name__", cls) if passed else f"optim={getattr(args.optim, 'value', args.optim)!r}"
             raise ValueError(
-                f"optim={optim!r} makes its own parameter groups, so that policy and critic could not have "
+                f"{name} makes its own parameter groups, so that policy and critic could not have "
                 "their own learning rates; use 'adamw_torch', 'adamw_bnb_8bit' or another plain optimiser"
             )
-        return cls, kwargs | {"params": self._parameter_groups(model or self.model)}
+        rates = kwargs.get("lr", args.learning_rate), kwargs.get("weight_decay", args.weight_decay)
+        return cls, kwargs | {"params": self.parameter_groups(model or self.model, *rates)}
 
-    def _parameter_groups(self: Any, model: Any) -> list[dict[str, Any]]:
+    def parameter_groups(self: Any, model: Any, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Policy and critic × decay and no decay, each with its learning rate."""
         decays = set(self.get_decay_parameter_names(model))
         critic = {name for name, _ in self.unwrapped().named_value_parameters()}
-        rates = {"policy": self.args.learning_rate, "value": self.args.value_learning_rate or self.args.learning_rate}
+        rates = {"policy": rate, "value": self.args.value_learning_rate or rate}
         groups: dict[tuple[str, bool], list[Any]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 groups.setdefault(("value" if name in critic else "policy", name in decays), []).append(parameter)
         return [
-            {"params": groups[key], "lr": rates[key[0]], "weight_decay": self.args.weight_decay if key[1] else 0.0}
+            {"params": groups[key], "lr": rates[key[0]], "weight_decay": weight_decay if key[1] else 0.0}
             | {"name": f"{key[0]}/{'decay' if key[1] else 'no_decay'}"}
             for key in sorted(groups, key=lambda k: (k[0] != "policy", not k[1]))
         ]

@@ -56,6 +56,10 @@ class TRPOTrainer(PolicyGradientTrainer):
         """As far as the Trainer's optimiser goes, always: the policy moves by `policy_step`."""
         return True
 
+    def moved_by_optimizer(self, model: Any) -> dict[str, torch.nn.Parameter]:
+        """The critic's parameters: the policy moves by `policy_step`."""
+        return dict(model.named_value_parameters())
+
     def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """The critic's micro-batch; after the last one of a rollout's first step, the policy's step."""
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -28,6 +28,8 @@ SIGNATURES = {
     "_save_checkpoint": ["model", "trial"],
     "_get_output_dir": ["trial"],
     "_push_from_checkpoint": ["checkpoint_folder"],
+    "create_optimizer": ["model"],
+    "save_model": ["output_dir", "_internal_call"],
 }
 
 
@@ -66,7 +68,7 @@ def test_an_overridden_method_can_be_called_as_the_stock_one(name):
 
 
 def test_the_loop_itself_is_the_trainers():
-    for name in ("_inner_training_loop", "_run_epoch", "push_to_hub", "_maybe_log_save_evaluate", "create_optimizer"):
+    for name in ("_inner_training_loop", "_run_epoch", "push_to_hub", "_maybe_log_save_evaluate", "create_scheduler"):
         assert getattr(PPOTrainer, name) is getattr(Trainer, name)
 
 
