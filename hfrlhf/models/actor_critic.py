@@ -26,6 +26,7 @@ from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
 from .reward_model import reward_shift_of
 from .saved_weights import existing, load_adapter_weights, load_policy_weights, load_weights
+from .sizes import device_of, embeddings_of, outputs_of, trunk_width
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
@@ -254,9 +255,9 @@ def zero_value_head(policy: Any, kind: str) -> nn.Linear:
         policy: whose trunk it stands on. kind: "V" or "adapter", one output, or "Q", one for each token.
     """
     lm = causal_lm(policy)
-    outputs = {"V": 1, "adapter": 1, "Q": lm.get_output_embeddings().out_features}[kind]
+    outputs = outputs_of(lm) if kind == "Q" else 1
     dtype = torch.promote_types(lm.dtype, torch.float32)
-    head = nn.Linear(lm.config.get_text_config().hidden_size, outputs, dtype=dtype)
+    head = nn.Linear(trunk_width(lm), outputs, dtype=dtype)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
@@ -272,8 +273,7 @@ def check_head(policy: Any) -> None:
     lm = causal_lm(policy)
     was_training = lm.training
     lm.eval()
-    device = lm.get_output_embeddings().weight.device
-    ids = torch.arange(1, 5, device=device)[None] % lm.config.get_text_config().vocab_size
+    ids = torch.arange(1, 5, device=device_of(lm))[None] % embeddings_of(lm)
     flags = forward_flags(lm, use_cache=False)
     hidden = backbone_of(lm)(input_ids=ids, **flags).last_hidden_state[0]
     ours, _ = vocabulary_logprobs(lm, hidden, ids[0], 1.0, need_entropy=False)

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from .reward_head import backbone_of
+from .sizes import WRAPPERS
 
 PROBED_MATRICES, PROBED_ROWS = 8, 64
 # Rounding leaves 1e-6 (a processor and a GPU quantise a few weights apart); a merged adapter is 1e-3 and more away.
 SAME = 1e-4
-WRAPPERS = ("base_layer", "original_module")  # PEFT's names for what an adapter stands on
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def _matrices(model: Any) -> dict[str, Any]:
             continue
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and (weight.dim() == 2 or weight.numel() == 0 or hasattr(weight, "quant_state")):
-            found[".".join(part for part in parts if part not in WRAPPERS)] = module
+            found[".".join(part for part in parts if part not in (*WRAPPERS, "token_adapter"))] = module
     return found
 
 

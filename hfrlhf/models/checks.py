@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from .sizes import embeddings_of
+
 
 def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
     """Refuse a tokenizer with ids the model has no embedding for.
@@ -14,7 +16,7 @@ def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
     Raises:
         ValueError: the largest id of the tokenizer is outside the model's vocabulary.
     """
-    size = model.get_input_embeddings().num_embeddings
+    size = embeddings_of(model)
     largest = max(tokenizer.get_vocab().values())
     if largest >= size:
         raise ValueError(
@@ -29,7 +31,7 @@ def check_same_vocabulary(model: Any, policy: Any, role: str) -> None:
     Raises:
         ValueError: the numbers of embeddings differ.
     """
-    theirs, ours = (m.get_input_embeddings().num_embeddings for m in (model, policy))
+    theirs, ours = (embeddings_of(m) for m in (model, policy))
     if theirs != ours:
         raise ValueError(
             f"the {role} has a vocabulary of {theirs}, the policy one of {ours}: it reads the policy's tokens, so they "
@@ -84,7 +86,7 @@ def check_stop_token(stop_token_id: int, tokenizer: Any, model: Any) -> None:
     Raises:
         ValueError: it is no id of the tokenizer, or the model has no embedding for it.
     """
-    known, size = set(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    known, size = set(tokenizer.get_vocab().values()), embeddings_of(model)
     if stop_token_id not in known or stop_token_id >= size:
         raise ValueError(
             f"`stop_token_id={stop_token_id!r}` is no token: the tokenizer's ids go from {min(known)} to {max(known)}, "

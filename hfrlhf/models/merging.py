@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .forward import forward_flags, return_records
 from .names import as_name, is_adapter, loading_options
 from .quantization import is_quantized, keep_training_format, saved_quantization
+from .sizes import embeddings_of
 
 PROBE_TOKENS = 64
 
@@ -122,6 +123,6 @@ def _untied(base: Any, name: str) -> Any:
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
     """[64,V] at tokens spread over the vocabulary."""
-    size = model.get_input_embeddings().num_embeddings
+    size = embeddings_of(model)
     ids = torch.linspace(0, size - 1, PROBE_TOKENS).long()[None]
     return model.eval()(ids.to(model.device), **forward_flags(model, use_cache=False)).logits[0].float().cpu()

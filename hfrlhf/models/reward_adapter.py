@@ -45,7 +45,8 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
     _refuse_other_shapes(policy, name, weights)
     config.init_lora_weights = True  # what it began with does not matter, and some beginnings rewrite the base
     add_adapter(policy, REWARD_ADAPTER, config)
-    body = {key: tensor for key, tensor in weights.items() if ".score." not in key}
+    # PEFT saves the base's embedding beside an adapter on it; that of the policy's base is the same.
+    body = {key: tensor for key, tensor in weights.items() if not {"score", "base_layer"} & set(key.split("."))}
     try:
         _refuse_other_parts(policy, name, body)
     except ValueError:

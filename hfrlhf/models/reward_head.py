@@ -51,7 +51,7 @@ def init_reward_head(model: Any, seed: int) -> None:
     The draw is a function of the seed alone.
     """
     head = head_of(model)
-    deviation = 1 / math.sqrt(head.in_features + 1)
+    deviation = 1 / math.sqrt(head.weight.shape[1] + 1)
     generator = torch.Generator().manual_seed(seed)
     head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * deviation)
     if head.bias is not None:

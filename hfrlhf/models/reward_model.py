@@ -26,6 +26,7 @@ from .quantization import quantization_of, save_quantization
 from .reward_building import ADAPTER_SETTINGS, from_name, from_object
 from .reward_head import backbone_of, head_of, init_reward_head, score_module
 from .sharding import check_whole, gathered, loaded_whole
+from .sizes import embeddings_of
 
 __all__ = [
     "backbone_of",
@@ -75,7 +76,7 @@ def load_reward_model(
     config = loaded.config
     config.reward_shift = float(getattr(config, "reward_shift", 0.0))
     if tokenizer is not None:
-        vocabulary = loaded.get_input_embeddings().num_embeddings
+        vocabulary = embeddings_of(loaded)
         config.get_text_config().pad_token_id = with_padding_token(tokenizer, vocabulary).pad_token_id
     return (loaded, new_head) if return_new_head else loaded
 

@@ -28,8 +28,8 @@ def load_adapter_weights(policy: PeftModel, folder: Path, name: str) -> None:
     existing(folder / "adapter_model.safetensors")
     saved = load_peft_weights(str(folder), device="cpu")
     expected = get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
+    missing = sorted(set(expected) - set(saved))  # before peft, which may take entries out of what it is given
     result: Any = set_peft_model_state_dict(policy, saved, adapter_name=name)
-    missing = sorted(set(expected) - set(saved))
     if missing or result.unexpected_keys:
         raise ValueError(
             f"{folder} does not fit the adapter {name!r}: missing {missing[:3]}, unexpected "

@@ -13,6 +13,7 @@ from ..models.adapters import REWARD_ADAPTER, adapter
 from ..models.response_states import ResponseStates
 from ..models.reward_head import backbone_of
 from ..models.reward_model import evaluating
+from ..models.sizes import device_of
 from .completions import Completions
 
 
@@ -39,7 +40,7 @@ class AdapterReward:
     def __call__(self, completions: Completions) -> Tensor:
         """[B] scores, a few sequences of similar length at a time."""
         rollout: Rollout = completions.rollout
-        device = self.policy.get_input_embeddings().weight.device
+        device = device_of(self.policy)
         scores = torch.zeros(len(rollout))
         with evaluating(self.policy), adapter(self.policy, REWARD_ADAPTER):
             for rows in chunks_by_length(rollout.lengths, self.max_tokens):

@@ -12,6 +12,7 @@ from ..data.preferences import encode_responses
 from ..experience import chunks_by_length, left_aligned
 from ..models.checks import check_vocabulary
 from ..models.reward_model import last_token_scores
+from ..models.sizes import device_of
 from .completions import Completions
 
 
@@ -38,7 +39,7 @@ class ModelReward:
         """[B] scores, a few sequences of similar length at a time."""
         if not completions.completions:  # a process whose share is empty
             return torch.zeros(0)
-        device = self.model.get_input_embeddings().weight.device
+        device = device_of(self.model)
         ids, mask = self._inputs(completions)
         scores = torch.zeros(len(ids), device=device)
         for rows in chunks_by_length(mask.sum(-1), self.max_tokens):

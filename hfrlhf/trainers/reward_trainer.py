@@ -27,6 +27,7 @@ from ..models.forward import forward_flags
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from ..models.sharding import check_sharding
+from ..models.sizes import embeddings_of
 from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
@@ -87,7 +88,7 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
         model = str(model) if isinstance(model, Path) else model
         tokenizer = load_tokenizer(processing_class, model)
         reward_model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)
-        vocabulary = reward_model.get_input_embeddings().num_embeddings
+        vocabulary = embeddings_of(reward_model)
         self.processing_class = with_padding_token(tokenizer, vocabulary)
         self.max_length = longest_input(args.max_length, reward_model)
         self.dropped: dict[str, int] = {}  # pairs left out as too long, by dataset

@@ -22,6 +22,7 @@ from ..experience import Experience, chunks_by_length
 from ..models.actor_critic import ActorCritic
 from ..models.response_states import ResponseStates, causal_lm, rows_at_a_time, vocabulary_logits
 from ..models.reward_head import backbone_of
+from ..models.sizes import outputs_of
 
 
 class TrustRegionProblem:
@@ -135,7 +136,7 @@ class TrustRegionProblem:
             return vocabulary_logits(causal_lm(self.actor_critic.policy), hidden, self.actor_critic.temperature)
 
     def _rows_at_a_time(self) -> int:
-        return rows_at_a_time(self.actor_critic.policy.get_output_embeddings().out_features)
+        return rows_at_a_time(outputs_of(self.actor_critic.policy))
 
     def _summed(self, tensor: Tensor) -> Tensor:
         return self.trainer.accelerator.reduce(tensor, "sum")
