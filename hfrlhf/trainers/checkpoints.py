@@ -107,11 +107,14 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | list | tuple) else getattr(value, "value", value)
 
 
-def rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> list[Path]:
+def rotate(run: Path, limit: int | None, newest: Path, best: str | None, just_sealed: bool = False) -> list[Path]:
     """Delete the oldest checkpoints beyond `save_total_limit`, never the last one that is whole.
 
-    The one just written and the best one stay, as with the stock Trainer; where none of those that would stay is whole
-    (a disk may spoil what was written to it), the newest whole one stays too.
+    The newest and the best one stay, as with the stock Trainer; where none of those that would stay is whole (a disk
+    may spoil what was written to it), the newest whole one stays too.
+
+    Args:
+        just_sealed: sealing has read every byte of the newest a moment ago, so that it is not read once more.
 
     Returns:
         what was to be deleted.
@@ -122,7 +125,7 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None) -> list
     kept = [path for path in found if path == newest or str(path) == best]
     others = [path for path in found if path not in kept]
     kept += others[: max(0, limit - len(kept))]
-    if all(damage(path) for path in [newest, *kept]):
+    if damage(newest, contents=not just_sealed) and all(damage(path) for path in kept):
         kept += [path for path in others if path not in kept and damage(path) is None][:1]
     gone = [path for path in found if path not in kept]
     for path in gone:

@@ -65,7 +65,7 @@ class SafeCheckpoints(Agreement, RunLock):
         except Exception as error:
             raise CheckpointError(self._lost(target, error)) from error
         if self._moves:
-            rotate(run, self.args.save_total_limit, target, self.state.best_model_checkpoint)
+            rotate(run, self.args.save_total_limit, target, self.state.best_model_checkpoint, just_sealed=True)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
 

@@ -192,6 +192,36 @@ def test_a_run_keeps_as_many_as_it_is_told(done, tmp_path):
     assert_same(done.state, state_of(built))
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
+def test_a_deletion_does_not_read_the_new_checkpoint_once_more(tiny_model_folder, tmp_path):
+    built = KINDS["policy"](str(tiny_model_folder), tmp_path, max_steps=6, save_total_limit=3)
+    save, read = built._save_checkpoint, []
+
+    def counted(*args: Any) -> None:
+        before = bytes_read()
+        save(*args)
+        read.append(bytes_read() - before)
+
+    built._save_checkpoint = counted
+    built.train()
+    newest = tmp_path / "run" / "checkpoint-6"
+    size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    assert read[2] >= size / 2  # what sealing reads
+    assert read[5] < read[2] + size / 3, (read, size)  # as much, and not twice that, where another is deleted
+
+
+def bytes_read() -> int:
+    """By all threads of this process, from the cache of the system too."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.parametrize(("fault", "left"), [("flipped", [3]), ("truncated", [3, 2])])
+def test_what_was_just_sealed_is_looked_at_without_reading_it(done, copy, fault, left):
+    FAULTS[fault](copy / "checkpoint-3" / "optimizer.pt")
+    rotate(copy, 1, copy / "checkpoint-3", None, just_sealed=True)
+    assert kept(copy) == left
+
+
 class Spoil(TrainerCallback):
     """Flips a bit of the best checkpoint after the last save."""
 

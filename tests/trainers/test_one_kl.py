@@ -106,8 +106,8 @@ def test_what_a_row_lacks_is_said_by_the_settings(tmp_path, monkeypatch, recwarn
     config(tmp_path, kl_estimator="trial", kl_in=other)
     assert not [w for w in recwarn if "trial" in str(w.message)]
     if place == "loss":
-        with pytest.raises(ValueError, match="'trial'.*it is only a trial; use 'k2'"):
+        with pytest.raises(ValueError, match=r"'trial'.*it is only a trial; use 'k2'"):
             config(tmp_path, kl_estimator="trial", kl_in="loss")
     else:
-        with pytest.warns(UserWarning, match="'trial'.*it is only a trial; 'k1' has all of it"):
+        with pytest.warns(UserWarning, match=r"'trial'.*it is only a trial; 'k1' has all of it"):
             config(tmp_path, kl_estimator="trial")
