@@ -25,6 +25,7 @@ from ..experience import Prompts
 from ..models.forward import forward_flags
 from ..models.precision import mismatch_bound
 from ..models.response_states import causal_lm
+from ..models.sizes import embeddings_of
 from .decoding import Decoding, rows_in_loop
 
 # Where a state is no `Cache` of transformers: the names under which its models give it back.
@@ -136,10 +137,9 @@ REMEDY = (
 
 def some_tokens(lm: Any) -> Tensor:
     """[rows, longest prompt + steps] token ids from all over the vocabulary."""
-    weight = lm.get_input_embeddings().weight
     shape = len(LENGTHS), LENGTHS[-1] + STEPS
-    ids = torch.arange(shape[0] * shape[1], device=weight.device) * 7919 + 11
-    return (ids % weight.shape[0]).view(shape)
+    ids = torch.arange(shape[0] * shape[1], device=lm.get_output_embeddings().weight.device) * 7919 + 11
+    return (ids % embeddings_of(lm)).view(shape)
 
 
 def _first_forward(model: Any, ids: Tensor) -> tuple[tuple[str, ...], Any]:

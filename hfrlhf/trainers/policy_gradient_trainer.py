@@ -40,6 +40,7 @@ from ..models.checks import (
     warn_of_other_stops,
 )
 from ..models.loading import load_policy, load_tokenizer, load_value_model
+from ..models.precision import mismatch_bound
 from ..models.reference import make_reference
 from ..models.score_gradients import score_gradient_sq_norms
 from ..models.sharding import check_own_rates, check_sharding
@@ -53,6 +54,8 @@ from .launch_checks import check_same_everywhere, check_strategy
 from .metrics import check_start, evaluation_metrics, kl_per_response, rollout_metrics, timed
 from .optimizer_duties import OptimizerDuties
 from .rollout_loop import RolloutLoop
+from .sampler_guard import SamplerGuard
+from .start_checks import check_roles
 from .trainer_checks import check_trainer
 
 OLD_ARGUMENTS = {"reward_model": "reward_funcs", "tokenizer": "processing_class", "config": "args", "policy": "model"}
@@ -177,14 +180,31 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             check_unsharded(self.accelerator, args.algorithm, "a gradient per response")
         if self.algorithm.critic == "Q":
             check_unsharded(self.accelerator, args.algorithm, "single rows of the Q head, so")
+        self.sampler_guard = SamplerGuard(
+            mismatch_bound(self.model.policy, args.bf16 or args.fp16), args.max_skipped_updates
+        )
         self.start_loop()
+        self.roles_tried = False
+        if next(self.model.policy.parameters()).device.type == args.device.type:
+            self.try_roles()
         show_on_bar(self, {name: short for name, (short, _) in WATCHED.items()})
+
+    def try_roles(self) -> None:
+        """What is assumed of the models, tried once, where they compute: some come there with the training."""
+        if not self.roles_tried:
+            judges = [source for source in self.reward.sources if not isinstance(source, FunctionReward)]
+            read = partial(self.describe, prompts=self.prompts)
+            half = self.args.bf16 or self.args.fp16
+            models = self.unwrapped(), self.reference, judges
+            check_roles(*models, read, self.prompts, half, self.accelerator.autocast)
+        self.roles_tried = True
 
     # ---- A rollout in five stages -------------------------------------------------------------------------------
 
     def make_experience(self, prompts: Prompts, address: tuple[int, ...]) -> Experience:
         """Responses, scores, log-probs and values, rewards, advantages: of all processes, the same on each."""
         with self.whole_model():
+            self.try_roles()
             with timed(self.metrics, "time/generate"):
                 rollout = self.generate(prompts, address)
             with timed(self.metrics, "time/score"):
@@ -259,6 +279,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         if self.algorithm.critic:
             self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)
+        self.sampler_guard.look(self.metrics.pending["policy/sampler_mismatch"][-1], self.state.global_step)
         check_kl(self, float(kl_per_response(seen).mean()))
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},

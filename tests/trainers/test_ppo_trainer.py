@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hfrlhf.experience import Experience
 from hfrlhf.trainers.metrics import StartIsWrong
+from hfrlhf.trainers.sampler_guard import SamplerMismatch
 from tests.trainers.helpers import load, parameters, prompts, reward, trainer, training_logs
 
 
@@ -101,8 +102,8 @@ def test_a_reference_that_is_not_the_start_stops_the_run(tiny_model_folder, tmp_
         built.train()
 
 
-def test_log_probs_of_another_temperature_warn(tiny_model_folder, tmp_path):
-    """A rollout scored at a temperature that is not the trainer's is what the ratio check is for."""
+def test_log_probs_of_another_temperature_stop_the_run(tiny_model_folder, tmp_path):
+    """A rollout scored at a temperature that is not the trainer's is not the policy's."""
     built = trainer(str(tiny_model_folder), tmp_path, old_logprobs="sampler")
     sampler = built.generator
 
@@ -113,8 +114,9 @@ def test_log_probs_of_another_temperature_warn(tiny_model_folder, tmp_path):
 
     built.generator = Hotter()
     built.reference = type(built.reference)(built.reference.model, "test", exact=False)
-    with pytest.warns(UserWarning, match="should be 1"):
+    with pytest.raises(SamplerMismatch, match=r"first rollout.* 0\.3 nats per token"):
         built.train()
+    assert built.state.global_step == 0
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
