@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .positions import positions_of
 from .sizes import embeddings_of
 
 
@@ -50,13 +51,18 @@ def check_positions(models: dict[str, Any], prompt: int, completion: int) -> Non
         ValueError: together they are too long.
     """
     for role, model in models.items():
-        config: Any = model.config if isinstance(model, nn.Module) else None
-        most = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+        most = positions_of(model) if isinstance(model, nn.Module) else None
         if most is not None and prompt + completion > most:
             raise ValueError(
                 f"the longest prompt has {prompt} tokens and max_completion_length={completion}, but the {role} has "
-                f"positions for {most}; set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
+                f"positions for {most}; {_that_fits(most, completion)}"
             )
+
+
+def _that_fits(most: int, completion: int) -> str:
+    if completion >= most:
+        return f"set a `max_completion_length` below {most}, and a `max_prompt_length`"
+    return f"set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
 
 
 def check_trainable(model: Any, role: str) -> None:

@@ -25,7 +25,7 @@ from ..experience import Prompts
 from ..models.forward import forward_flags
 from ..models.precision import mismatch_bound
 from ..models.response_states import causal_lm
-from ..models.sizes import embeddings_of
+from ..models.sizes import device_of, embeddings_of
 from .decoding import Decoding, rows_in_loop
 
 # Where a state is no `Cache` of transformers: the names under which its models give it back.
@@ -138,7 +138,7 @@ REMEDY = (
 def some_tokens(lm: Any) -> Tensor:
     """[rows, longest prompt + steps] token ids from all over the vocabulary."""
     shape = len(LENGTHS), LENGTHS[-1] + STEPS
-    ids = torch.arange(shape[0] * shape[1], device=lm.get_output_embeddings().weight.device) * 7919 + 11
+    ids = torch.arange(shape[0] * shape[1], device=device_of(lm)) * 7919 + 11
     return (ids % embeddings_of(lm)).view(shape)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
+from ..models.checks import check_positions
 from .decoding import Decoding, rows_in_loop
 from .examination import examined
 from .sampling import draw, warn_of_own_sampling
@@ -86,7 +87,8 @@ class TransformersGenerator:
             FloatingPointError: the model's probabilities are not finite.
         """
         warn_of_own_sampling(model, self.temperature)
-        self._check_positions(model, prompts)
+        longest = int(prompts.attention_mask.sum(-1).max()) if len(prompts) else 0
+        check_positions({type(model).__name__: model}, longest, self.max_completion_length)
         here, steps = prompts.to(model.device), self.max_completion_length
         # Two numbers per token, see `draw`; mps has no float64.
         numbers = uniforms(address, prompts.episode, 2 * steps).view(len(prompts), steps, 2)
@@ -98,15 +100,6 @@ class TransformersGenerator:
             for rows in self._batches(model, here, decoding.pads):
                 tokens[rows], logprobs[rows] = self._decode(model, here.select(rows), numbers[rows], decoding)
         return self._rollout(here, tokens, logprobs).to(prompts.input_ids.device)
-
-    def _check_positions(self, model: Any, prompts: Prompts) -> None:
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = int(prompts.attention_mask.sum(-1).max()) if len(prompts) else 0
-        if most is not None and longest + self.max_completion_length > most:
-            raise ValueError(
-                f"the longest prompt has {longest} tokens and max_completion_length={self.max_completion_length}, but "
-                f"{type(model).__name__} has positions for {most}; lower `max_prompt_length` or `max_completion_length`"
-            )
 
     def _batches(self, model: Any, prompts: Prompts, pads: bool) -> list[Tensor]:
         """Rows that are decoded together: neighbours in length, as many as memory allows, shared out evenly.

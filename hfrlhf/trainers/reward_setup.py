@@ -12,6 +12,7 @@ from peft import PeftModel
 from ..hub.model_card import CardFacts
 from ..models.adapters import new_adapter
 from ..models.checks import check_vocabulary
+from ..models.positions import positions_of
 from ..models.quantization import prepare_quantized, refuse_untrainable
 from ..models.reward_model import load_reward_model
 from .reward_config import RewardConfig
@@ -54,8 +55,7 @@ def trainable_reward_model(
 
 def longest_input(max_length: int | None, model: Any) -> int:
     """Tokens a sequence may have: the setting, or the number of positions the model knows if that is less."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(limit for limit in (max_length, positions, UNLIMITED) if limit and limit > 0)
+    return min(limit for limit in (max_length, positions_of(model), UNLIMITED) if limit and limit > 0)
 
 
 REMARKS = """\
