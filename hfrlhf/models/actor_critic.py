@@ -76,7 +76,8 @@ class ActorCritic(nn.Module):
         self.has_value_adapter = value_model == "adapter"
         if isinstance(policy, PeftModel) and checkpoints_activations(causal_lm(policy)):
             self.activation_checkpointing_enable()  # once more, so that each block remembers its adapter
-        check_head(policy)
+        if computes_here(policy):
+            check_head(policy)
 
     def forward(
         self,
@@ -261,6 +262,12 @@ def zero_value_head(policy: Any, kind: str) -> nn.Linear:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def computes_here(policy: Any) -> bool:
+    """Whether a policy can compute where it is: flash attention waits until the trainer has brought it to its GPU."""
+    attention = str(getattr(causal_lm(policy).config, "_attn_implementation", ""))
+    return "flash" not in attention or device_of(causal_lm(policy)).type != "cpu"
 
 
 @torch.no_grad()

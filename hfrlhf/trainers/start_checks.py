@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.masking import masked_mean
 from ..data.prompts import PromptSet, prompt_batch
 from ..experience import Rollout, concatenate
+from ..models.actor_critic import check_head
 from ..models.precision import MISMATCH_BOUNDS, precision_of
 from ..models.reference import Reference
 from ..models.response_states import causal_lm
@@ -53,6 +54,7 @@ def check_roles(
 
     Raises:
         DecodingIsWrong: the policy cannot be sampled token by token.
+        ValueError: it changes its logits behind the vocabulary head in a way we do not know.
         RoleIsWrong: a log-prob, value or score depends on the rows beside it, or the reference is not the policy.
     """
     policy = actor_critic.policy
@@ -60,6 +62,7 @@ def check_roles(
     device = causal_lm(policy).get_output_embeddings().weight.device
     rollout = probe(prompts).to(device)
     with evaluation_mode(actor_critic), autocast():
+        check_head(policy)
         examined(policy, anew=True)
         together, alone = actor_critic(rollout), [actor_critic(row) for row in rollout.split(1)]
         _check_logprobs(policy, together.logprobs, _stacked([x.logprobs for x in alone]), rollout, precision)

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hfrlhf.experience import Rollout
-from hfrlhf.models.actor_critic import ActorCritic
+from hfrlhf.models.actor_critic import ActorCritic, computes_here
 
 
 def ragged_rollout(vocabulary: int = 20) -> Rollout:
@@ -213,3 +213,12 @@ def test_no_tensor_of_the_size_of_all_logits_is_made(tiny_model_folder):
         seen = actor_critic(rollout)
         (seen.logprobs.sum() + seen.entropy.sum() + seen.values.sum()).backward()
     assert largest < mask.sum() * vocabulary / 4
+
+
+def test_a_policy_that_computes_on_a_gpu_alone_is_not_tried_before_it_is_there(tiny_model_folder):
+    """Flash attention has no kernel for CPUs, where models are loaded; the trainer tries it on the GPU."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    assert computes_here(model)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not computes_here(model)
+    ActorCritic(model)  # would run it
