@@ -90,7 +90,7 @@ def _read(source: Path, paths: list[Path]) -> Dataset:
         loaded = load_dataset(reader, data_files=data_files, split="train", **OPTIONS.get(reader, {}))
         _refuse_renamed(reader, loaded.column_names)
         return loaded
-    except (DatasetGenerationError, ValueError) as error:
+    except (DatasetGenerationError, ValueError, TypeError) as error:  # datasets 5.0 takes a number for a mapping
         cause = error.__cause__ or error
         raise ValueError(f"cannot read {', '.join(p.name for p in paths)} of {source}: {cause}") from error
 
