@@ -36,9 +36,9 @@ LEVELS = {
 
 # The only file that may import an optional package; None where a library of ours reaches it for us (`--report_to`).
 HOMES = {
-    "bitsandbytes": "hfrlhf/models/quantization.py",
+    "bitsandbytes": "hfrlhf/models/libraries.py",
     "vllm": "hfrlhf/rollout/vllm_generation.py",
-    "deepspeed": "hfrlhf/models/sharding.py",
+    "deepspeed": "hfrlhf/models/libraries.py",
     **dict.fromkeys(["aim", "clearml", "comet_ml", "dvclive", "mlflow", "tensorboard", "trackio", "wandb"]),
 }
 
@@ -66,6 +66,22 @@ UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|NotImplement" + r"
 DRAWS = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
 DRAWS_IN_PLACE = {"normal_", "uniform_", "bernoulli_", "exponential_", "random_", "multinomial"}
 PICKLES = {"pickle.load", "pickle.loads", "joblib.load", "np.load", "numpy.load", "pd.read_pickle"}
+# Of these libraries everything is imported from the top, and what is not there in LIBRARIES_FILE alone.
+LIBRARIES = {
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "deepspeed",
+    "evaluate",
+    "huggingface_hub",
+    "peft",
+    "transformers",
+}
+LIBRARIES |= {"trl"}
+LIBRARIES_FILE = "hfrlhf/models/libraries.py"
+# Inside a library, and yet everybody's: the logging of transformers, which its own documentation imports like this.
+FROM_INSIDE = {("transformers.utils", "logging")}
+UNDERSCORED_BUT_PUBLIC = {"_replace", "_asdict", "_fields"}  # of a named tuple
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 NUMPY_WITH_ADDRESS = {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"}
 
@@ -304,6 +320,74 @@ def texts_name_their_encoding(root: Path) -> list[str]:
     return complaints
 
 
+def private_names_stand_in_one_file(root: Path) -> list[str]:
+    """What begins with an underscore and is not ours, and what is imported from inside a library."""
+    trees = list(sources(root, "hfrlhf", "recipes"))
+    own = UNDERSCORED_BUT_PUBLIC | library_hooks(root) | {name for _, tree in trees for name in own_names(tree)}
+    complaints = []
+    for file, tree in trees:
+        if file == LIBRARIES_FILE:
+            continue
+        for node in ast.walk(tree):
+            names = sorted({name for name in taken_names(node) if re.match(r"_(?!_)", name)} - own)
+            complaints += [
+                f"{file}:{node.lineno}: {name} is another's private name: {LIBRARIES_FILE}" for name in names
+            ]
+            complaints += [
+                f"{file}:{node.lineno}: {name} comes from inside a library: {LIBRARIES_FILE}"
+                for name in from_inside(node)
+            ]
+    return complaints
+
+
+def own_names(tree: ast.Module) -> Iterator[str]:
+    """The functions, classes, variables and attributes that a file defines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+def taken_names(node: ast.AST) -> list[str]:
+    """The attributes and imported names that a node reads, also by `getattr` and the like."""
+    if isinstance(node, ast.Attribute):
+        return [node.attr]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "hasattr", "setattr", "delattr"}:
+        return [text.value for text in node.args[1:2] if isinstance(text, ast.Constant)]
+    return []
+
+
+def from_inside(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        names = [(node.module or "", alias.name) for alias in node.names]
+        return [f"{m}.{name}" for m, name in names if "." in m and (m, name) not in FROM_INSIDE and is_library(m)]
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names if "." in alias.name and is_library(alias.name)]
+    return []
+
+
+def is_library(module: str) -> bool:
+    return module.split(".")[0] in LIBRARIES
+
+
+def library_hooks(root: Path) -> set[str]:
+    """What the tables `*_HOOKS` of LIBRARIES_FILE name: methods of the libraries that our classes override."""
+    path = root / LIBRARIES_FILE
+    found: set[str] = set()
+    for node in parse(path).body if path.is_file() else []:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if value is not None and any(isinstance(t, ast.Name) and t.id.endswith("_HOOKS") for t in targets):
+            keys = value.keys if isinstance(value, ast.Dict) else value.elts
+            found |= {ast.literal_eval(key) for key in keys}
+    return found
+
+
 def nothing_is_for_unix_alone(root: Path) -> list[str]:
     """What only Unix has is imported within the function that also knows what to do without it."""
     return [
@@ -377,6 +461,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     files_are_short,
     nothing_foreign_runs,
     texts_name_their_encoding,
+    private_names_stand_in_one_file,
     nothing_is_for_unix_alone,
     no_machine_paths,
     nothing_unfinished,
@@ -451,6 +536,17 @@ BAD_FILES = [
     (texts_name_their_encoding, "hfrlhf/data/bad.py", "path.write_text('ä', newline='')", "path.write_text leaves"),
     (texts_name_their_encoding, "recipes/bad.py", "with open('x', 'a') as file:\n    pass", "open leaves the encoding"),
     (texts_name_their_encoding, "hfrlhf/data/bad.py", "path.open(mode='w')", "path.open leaves the encoding"),
+    (
+        private_names_stand_in_one_file,
+        "hfrlhf/data/bad.py",
+        "schedule._last_lr = 1",
+        "_last_lr is another's private name",
+    ),
+    (private_names_stand_in_one_file, "hfrlhf/data/bad.py", "getattr(config, '_name_or_path', '')", "_name_or_path is"),
+    (private_names_stand_in_one_file, "hfrlhf/data/bad.py", "def f(self):\n    return self._tr_loss", "_tr_loss is"),
+    (private_names_stand_in_one_file, "hfrlhf/data/bad.py", "from trl import _BetaConfig", "_BetaConfig is another's"),
+    (private_names_stand_in_one_file, "recipes/bad.py", "from peft.tuners.lora import Linear", "from inside a library"),
+    (private_names_stand_in_one_file, "hfrlhf/data/bad.py", "def f():\n    import trl.models", "trl.models comes from"),
     (nothing_is_for_unix_alone, "hfrlhf/data/bad.py", "import os, fcntl", "imports fcntl where the module is imported"),
     (nothing_is_for_unix_alone, "recipes/bad.py", "from resource import getrusage", "imports resource where"),
     (no_machine_paths, "notes.txt", "see " + "/" + "tmp/results", "names a path of one machine"),

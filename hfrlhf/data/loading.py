@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+
+from ..models.libraries import DatasetGenerationError
 
 # In a table of texts an empty cell is a null, and "NA", "None" or "null" are words that somebody wrote.
 OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..core.randomness import permutation
+from ..models.libraries import get_length_grouped_indices
 
 
 def shuffled(rows: int, address: tuple[int, ...]) -> list[int]:

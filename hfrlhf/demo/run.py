@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from ..models.libraries import broadcast_object_list
 from . import report, stages, world
 from .algorithms import settings_for
 from .console import one_thread, quiet

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..models.libraries import HFValidationError, validate_repo_id
 from .plain_text import printable
 
 MAX_CELL = 500  # characters of a table cell; a longer sample is cut and ends in an ellipsis

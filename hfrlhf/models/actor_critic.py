@@ -21,6 +21,7 @@ from ..core.masking import at_least_float32
 from ..experience import Rollout
 from .adapters import VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
 from .forward import forward_flags
+from .libraries import unsplit_blocks
 from .quantization import is_quantized, save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
@@ -134,7 +135,7 @@ class ActorCritic(nn.Module):
     @property
     def _no_split_modules(self) -> Any:
         """The blocks that FSDP wraps, each by itself."""
-        return {name for model in self._models() for name in getattr(model, "_no_split_modules", None) or ()}
+        return {name for model in self._models() for name in unsplit_blocks(model)}
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generation with the policy."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .dropout import disable_dropout
+from .libraries import BaseTunerLayer
 from .quantization import check_prepared, prepare_quantized, refuse_untrainable
 
 POLICY_ADAPTER = "default"

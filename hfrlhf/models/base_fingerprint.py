@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .libraries import BaseTunerLayer, dequantize_module_weight
 from .reward_head import backbone_of
 from .sizes import WRAPPERS
 

@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-# The module class that every nn.Dropout variant derives from.
-_DROPOUT_MODULE = nn.modules.dropout._DropoutNd
+from .libraries import DROPOUT_MODULE
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -20,7 +19,7 @@ def disable_dropout(model: nn.Module) -> None:
     LoRA layers take theirs from the adapter's configuration.
     """
     for module in model.modules():
-        if isinstance(module, _DROPOUT_MODULE):
+        if isinstance(module, DROPOUT_MODULE):
             module.p = 0.0
         _zero_dropout_numbers(module)
     for config in _configurations(model):

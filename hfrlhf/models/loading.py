@@ -16,6 +16,7 @@ from .adapters import add_value_adapter
 from .checks import check_same_vocabulary, check_trainable
 from .dropout import disable_dropout
 from .forward import return_records
+from .libraries import name_or_path
 from .names import as_name, config_options, hub_keywords, is_adapter, loading_options
 from .quantization import check_saved_quantization, is_quantized, prepare_quantized
 from .reward_head import head_of, with_score_head
@@ -95,7 +96,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
     if processing_class is not None:
         return processing_class
     model = as_name(model)
-    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    name = model if isinstance(model, str) else name_or_path(model.config)
     if not name:
         raise ValueError("pass the tokenizer as `processing_class`: the model in memory does not say where it is from")
     try:

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .forward import forward_flags, return_records
+from .libraries import keep_training_format
 from .names import as_name, is_adapter, loading_options
-from .quantization import is_quantized, keep_training_format, saved_quantization
+from .quantization import is_quantized, saved_quantization
 from .sizes import embeddings_of
 
 PROBE_TOKENS = 64

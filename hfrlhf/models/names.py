@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from transformers.utils import cached_file, find_adapter_config_file
+from .libraries import SAFETENSORS_WEIGHTS_NAME, find_adapter_config_file, optional_file
 
 HUB_KEYWORDS = ("revision", "token", "trust_remote_code", "cache_dir", "local_files_only", "subfolder")
 
@@ -82,7 +81,7 @@ def is_adapter(name: str, kwargs: dict[str, Any]) -> bool:
     where = {k: v for k, v in hub_keywords(kwargs).items() if k != "trust_remote_code"}
     if find_adapter_config_file(name, **where) is None:
         return False
-    if cached_file(name, SAFETENSORS_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **where) is None:
+    if optional_file(name, SAFETENSORS_WEIGHTS_NAME, **where) is None:
         raise ValueError(
             f"the adapter {name} has no {SAFETENSORS_WEIGHTS_NAME}; weights in a pickle (adapter_model.bin) are not "
             "loaded, for reading one runs whatever code is in it. If you trust it, convert it once: "

@@ -8,7 +8,8 @@ from typing import Any
 
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig
-from transformers.utils import cached_file
+
+from .libraries import keep_training_format, optional_file
 
 QUANTIZATION_FILE = "quantization.json"
 
@@ -60,7 +61,7 @@ def saved_quantization(name: str) -> BitsAndBytesConfig | None:
     Args:
         name: folder or Hub name of the adapter.
     """
-    saved = cached_file(name, QUANTIZATION_FILE, _raise_exceptions_for_missing_entries=False)
+    saved = optional_file(name, QUANTIZATION_FILE)
     return BitsAndBytesConfig.from_dict(json.loads(Path(saved).read_text(encoding="utf-8"))) if saved else None
 
 
@@ -140,15 +141,3 @@ def prepare_quantized(model: Any, gradient_checkpointing: bool) -> Any:
         return model
     keep_training_format(model)
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
-
-
-def keep_training_format(model: Any) -> None:
-    """Keep 4-bit weights on a CPU in the one format that has a gradient.
-
-    On processors with AVX512-BF16 bitsandbytes repacks a layer's weights at its first evaluation. From then on no
-    gradient flows through the layer, also in training mode, and saving the model, which undoes the packing, changes the
-    weights (a score of 1.61 became 1.19). Rollouts and evaluations come between the training steps here.
-    """
-    for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False

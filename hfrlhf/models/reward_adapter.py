@@ -9,10 +9,11 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .adapters import REWARD_ADAPTER, add_adapter, roles_of
 from .base_fingerprint import base_fingerprint, other_weights
+from .libraries import name_or_path, optional_file
 from .quantization import difference, quantization_of
 from .reward_building import ADAPTER_SETTINGS
 from .reward_head import ScoreHead, without_wrapper
@@ -81,7 +82,7 @@ def _apart(name: str) -> str:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
+    saved = optional_file(name, ADAPTER_SETTINGS)
     if saved:
         settings: dict[str, Any] = json.loads(Path(saved).read_text(encoding="utf-8"))
         return settings
@@ -104,7 +105,7 @@ def _refuse_other_base(policy: PeftModel, name: str, base: str, settings: dict[s
 
 def _refuse_other_weights(policy: PeftModel, name: str, base: str, fingerprint: dict[str, float] | None) -> None:
     """By the weights where the adapter says what its base's were, else by the base's name."""
-    own: str = without_wrapper(policy).config._name_or_path
+    own: str = name_or_path(without_wrapper(policy).config)
     ours = base_fingerprint(policy)
     if fingerprint and ours:
         differ = other_weights(ours, fingerprint)

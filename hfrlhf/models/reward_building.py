@@ -11,14 +11,13 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, load_peft_weights
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from .libraries import keep_training_format, optional_file
 from .names import config_options, is_adapter, loading_options
 from .quantization import (
     check_saved_quantization,
     is_quantized,
-    keep_training_format,
     prepare_quantized,
     saved_quantization,
 )
@@ -66,7 +65,7 @@ def _from_adapter(name: str, kwargs: dict[str, Any]) -> PeftModel:
             "with hfrlhf's RewardTrainer, which saves both together"
         )
     model = PeftModel.from_pretrained(prepare_quantized(base, False), name, is_trainable=True)
-    saved = cached_file(name, ADAPTER_SETTINGS, _raise_exceptions_for_missing_entries=False)
+    saved = optional_file(name, ADAPTER_SETTINGS)
     settings = json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}
     model.config.reward_shift = settings.get("reward_shift", 0.0)
     model.config.get_text_config().pad_token_id = settings.get("pad_token_id", model.config.pad_token_id)

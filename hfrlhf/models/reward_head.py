@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+
+from .libraries import ModulesToSaveWrapper
 
 
 class ScoreHead(nn.Linear):

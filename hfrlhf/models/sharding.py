@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers.integrations import deepspeed as transformers_deepspeed
+
+from .libraries import gathered_parameters, without_deepspeed_config, without_zero_hooks
 
 # What torch says to DeepSpeed many times a step, and DeepSpeed's users can do nothing about.
 OF_DEEPSPEED = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
@@ -36,12 +37,8 @@ def loaded_whole() -> Iterator[None]:
     Once there are training arguments, transformers loads every model of the process in pieces, also reference and
     reward models, which nothing puts together again; and heads, copies and adapters are built here on whole weights.
     """
-    configured = transformers_deepspeed._hf_deepspeed_config_weak_ref
-    transformers_deepspeed.unset_hf_deepspeed_config()
-    try:
+    with without_deepspeed_config():
         yield
-    finally:
-        transformers_deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
 def check_whole(model: Any, role: str) -> None:
@@ -125,7 +122,7 @@ def whole_parameters(model: Any, device: torch.device | str) -> Iterator[None]:
         device: where this process computes; DeepSpeed and FSDP bring a model there only when its training begins.
     """
     if in_pieces(model) and not isinstance(model, FSDPModule):
-        with _zero3_gathered(model):
+        with gathered_parameters(model.parameters()), without_zero_hooks(model):
             yield
     elif isinstance(model, FSDPModule):
         with _unsharded(model):
@@ -134,19 +131,6 @@ def whole_parameters(model: Any, device: torch.device | str) -> Iterator[None]:
         if next(model.parameters()).device.type != torch.device(device).type:
             model.to(device)
         yield
-
-
-@contextmanager
-def _zero3_gathered(engine: Any) -> Iterator[None]:
-    import deepspeed
-    from trl.models.utils import add_hooks, remove_hooks
-
-    with deepspeed.zero.GatheredParameters(list(engine.parameters())):
-        remove_hooks(engine)  # or each forward would fetch its parameters and then let go of them
-        try:
-            yield
-        finally:
-            add_hooks(engine)
 
 
 @contextmanager
@@ -166,10 +150,10 @@ def _unsharded(root: Any) -> Iterator[None]:
 
 def _initialize(root: Any) -> None:
     """FSDP makes the module whose forward is called first the root of the others: it must be this one."""
-    if not hasattr(root, "_touch"):
-        root._touch = lambda: None
-        register_fsdp_forward_method(root, "_touch")
-    root._touch()
+    if not hasattr(root, "touched_first"):
+        root.touched_first = lambda: None
+        register_fsdp_forward_method(root, "touched_first")
+    root.touched_first()
 
 
 @contextmanager
@@ -179,9 +163,7 @@ def gathered(parameters: Iterable[Any]) -> Iterator[None]:
     if not pieces:
         yield
         return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(pieces, modifier_rank=0):
+    with gathered_parameters(pieces, modifier_rank=0):
         yield
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..models.dropout import disable_dropout
+from ..models.libraries import name_or_path
 from ..models.names import as_name, is_adapter
 from ..models.reward_adapter import OWN_BASE, add_reward_adapter
 from ..models.reward_model import load_reward_model
@@ -140,7 +141,7 @@ def _source(
         return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)
     if not isinstance(function, str | torch.nn.Module):
         raise TypeError(f"a reward function is a model, a path or a callable, got {type(function).__name__}")
-    name = function if isinstance(function, str) else getattr(function.config, "_name_or_path", "")
+    name = function if isinstance(function, str) else name_or_path(function.config)
     model, is_new_head = load_reward_model(function, return_new_head=True)
     if is_new_head:
         raise ValueError(

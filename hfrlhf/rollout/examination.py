@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..core.masking import at_least_float32
 from ..experience import Prompts
 from ..models.forward import forward_flags
+from ..models.libraries import Cache, DynamicLayer, DynamicSlidingWindowLayer, is_stateful
 from ..models.precision import mismatch_bound
 from ..models.response_states import causal_lm
 from ..models.sizes import device_of, embeddings_of
@@ -95,7 +95,7 @@ def _refuse_lost_cache(lm: Any) -> None:
 
     Those that keep their state inside themselves (RecurrentGemma) give none back either.
     """
-    keeps_it_inside = getattr(lm, "_is_stateful", False)
+    keeps_it_inside = is_stateful(lm)
     if hasattr(lm.config.get_text_config(), "use_cache") and not keeps_it_inside and not _cache_is_off(lm):
         raise DecodingIsWrong(
             f"{type(lm).__name__} was asked for its cache (`use_cache=True`) and gave none back, though its "

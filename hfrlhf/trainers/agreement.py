@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+from ..models.libraries import gather_object
 
 
 class Agreement:

@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from trl import TrlParser
 
+from ..models.libraries import actions_of, add_action
 from .configs import OLD_NAMES
 
 
@@ -135,7 +136,7 @@ def _settings_in(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    known = {option.lstrip("-") for action in actions_of(parser) for option in action.option_strings}
     for name in names:
         if name in known:
             continue
@@ -149,7 +150,7 @@ def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str]) -> No
 def _short_help(parser: argparse.ArgumentParser, shown: Mapping[str, str]) -> argparse.ArgumentParser:
     """A parser only to print: the shown options, in groups, each with the first sentence of its help."""
     # The parser adds `--no_x` beside a switch `--x` that is on by default: one name, two actions, the first is meant.
-    actions = {action.dest: action for action in reversed(parser._actions)}
+    actions = {action.dest: action for action in reversed(actions_of(parser))}
     short = argparse.ArgumentParser(
         add_help=False, description=parser.description, usage=parser.usage, formatter_class=_Help
     )
@@ -158,7 +159,7 @@ def _short_help(parser: argparse.ArgumentParser, shown: Mapping[str, str]) -> ar
         for name in names.split():
             if name not in actions:
                 raise ValueError(f"`shown` lists {name!r}, which is no field of the dataclasses")
-            group._add_action(_shortened(actions.pop(name)))
+            add_action(group, _shortened(actions.pop(name)))
     short.epilog = f"and {len(actions)} options more: --help-all"
     return short
 

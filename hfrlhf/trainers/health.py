@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
+
+from ..models.libraries import gather_object
 
 logger = logging.get_logger(__name__)
 

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psutil
-from accelerate.utils import gather_object
 from datasets import Dataset
 from datasets import disable_progress_bars as disable_bars_of_datasets
 from transformers.utils import logging
+
+from ..models.libraries import gather_object
 
 # How many processes torchrun, accelerate and mpirun say they started.
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")

@@ -8,6 +8,7 @@ from peft import PeftModel
 
 from ..algorithms import algorithm_named
 from ..hub.model_card import CardFacts
+from ..models.libraries import name_or_path
 from ..models.quantization import quantization_arguments
 from .algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
 
@@ -51,7 +52,7 @@ def policy_card(trainer: Any) -> CardFacts:
         "task": "text-generation",
         "method": "PPO" if args.algorithm == "ppo_clip" else args.algorithm,
         "library": "peft" if isinstance(policy, PeftModel) else "transformers",
-        "base_model": policy.config._name_or_path or None,
+        "base_model": name_or_path(policy.config) or None,
         "quantization": quantization_arguments(policy),
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": trainer.samples,

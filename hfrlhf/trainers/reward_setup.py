@@ -12,6 +12,7 @@ from peft import PeftModel
 from ..hub.model_card import CardFacts
 from ..models.adapters import new_adapter
 from ..models.checks import check_vocabulary
+from ..models.libraries import name_or_path
 from ..models.positions import positions_of
 from ..models.quantization import prepare_quantized, refuse_untrainable
 from ..models.reward_model import load_reward_model
@@ -82,7 +83,7 @@ def reward_card(trainer: Any) -> CardFacts:
         "task": "text-classification",
         "method": "reward modelling",
         "library": "peft" if isinstance(model, PeftModel) else "transformers",
-        "base_model": model.config._name_or_path or None,
+        "base_model": name_or_path(model.config) or None,
         "remarks": REMARKS,
         "metrics": {name: value for name, value in metrics.items() if name != "eval_runtime"},
         "hyperparameters": settings | left_out,

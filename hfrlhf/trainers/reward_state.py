@@ -14,12 +14,12 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerState
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..data.ordering import EpochOrder, grouped_by_length, rows_left, shuffled
 from ..data.preferences import batch_size, counted_pairs, first_pairs
 from ..models.adapters import POLICY_ADAPTER
+from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
 from .checkpoints import adapter_settings, check_output_dir, saved_state

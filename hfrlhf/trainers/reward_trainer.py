@@ -17,13 +17,13 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..core.preference_losses import pairwise_loss
 from ..data.preferences import IDS, REPEATED, PairCollator, pad_right, prepare_pairs
 from ..evaluation.pairwise_accuracy import score_metrics
 from ..hub.model_card import write_model_card
 from ..models.forward import forward_flags
+from ..models.libraries import TRAINING_ARGS_NAME, keep_columns
 from ..models.loading import load_tokenizer
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from ..models.sharding import check_sharding
@@ -69,7 +69,6 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
     model: Any
     train_dataset: Any
     data_collator: Any
-    _signature_columns: Any
 
     def __init__(
         self,
@@ -125,7 +124,7 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
         return pairs.dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = [*IDS, "length", "margin"]  # what the collator and the sampler read
+        keep_columns(self, [*IDS, "length", "margin"])  # what the collator and the sampler read
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         return SequentialSampler(eval_dataset)  # grouped by length, predictions would not come in the order of the data

@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.utils import logging
@@ -29,6 +28,7 @@ from ..core.policy_losses import approx_kl
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
+from ..models.libraries import gather_object, gradients_stay
 from ..models.sharding import backward, engine_step, strategy, whole_parameters
 from .callbacks import CycleEnd
 from .health import UpdateGuard, mini_batch_for_inspection
@@ -169,7 +169,7 @@ class RolloutLoop(RunState):
         for i in range(count):
             idle = i >= len(chunks)  # the shortest rows once more, for nothing
             chunk = batch.select(chunks[-1] if idle else chunks[i])
-            with nullcontext() if i == count - 1 else self._hold_gradients(model):
+            with nullcontext() if i == count - 1 else gradients_stay(self.accelerator, model):
                 total += self._chunk_step(model, chunk, num_items_in_batch, idle)
         return self.finish_step(total)
 
@@ -179,17 +179,6 @@ class RolloutLoop(RunState):
         if strategy(self.accelerator) == "DDP":
             return own
         return int(self.accelerator.gather(torch.tensor([own], device=self.args.device)).max())
-
-    @contextmanager
-    def _hold_gradients(self: Any, model: Any) -> Iterator[None]:
-        """Gradients of this chunk stay here: no reduction over processes, no step of an engine that steps itself."""
-        state, synced = self.accelerator.gradient_state, self.accelerator.sync_gradients
-        state._set_sync_gradients(False)
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(synced)
 
     def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any, idle: bool = False) -> Tensor:
         loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)

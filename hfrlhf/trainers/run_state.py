@@ -12,11 +12,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..experience import Experience
 from ..hub.model_card import write_model_card
+from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.sharding import in_pieces, is_prepared, strategy
 from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args

@@ -16,6 +16,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import logging
 
+from ..models.libraries import set_last_rates
 from .agreement import Agreement
 from .checkpoints import changed_settings, check_output_path, checkpoints_in, rotate, saved_state, step_of
 from .interruption import Interruption
@@ -280,4 +281,4 @@ class SafeCheckpoints(Agreement, RunLock):
             ]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-            schedule._last_lr = rates
+            set_last_rates(schedule, rates)

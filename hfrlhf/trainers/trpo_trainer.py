@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..core.trust_region import LineSearch, Trial, conjugate_gradient, line_search, natural_step
+from ..models.libraries import attention_of
 from .algorithm_checks import check_unsharded
 from .configs import TRPOConfig
 from .policy_gradient_trainer import PolicyGradientTrainer
@@ -44,7 +45,7 @@ class TRPOTrainer(PolicyGradientTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_unsharded(self.accelerator, self.args.algorithm, "natural gradients")
-        attention = getattr(self.model.policy.config, "_attn_implementation", "sdpa")
+        attention = attention_of(self.model.policy.config)
         if attention not in ("sdpa", "eager"):
             raise ValueError(
                 f"TRPO differentiates the policy twice, which attn_implementation={attention!r} cannot; load the "

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..models.libraries import losses_of, set_losses
+
 
 class WholeRunLoss:
     """Mixin before `transformers.Trainer`: the sum behind `train_loss` is part of a checkpoint.
@@ -20,8 +22,8 @@ class WholeRunLoss:
 
     def losses_so_far(self: Any) -> dict[str, Any]:
         """What a checkpoint says of the losses; to be called on every process."""
-        pending = self._from_all(float(self._tr_loss))
-        return {"total": self._total_loss_scalar, "pending": pending, "logged": self._globalstep_last_logged}
+        pending, total, logged = losses_of(self)
+        return {"total": total, "pending": self._from_all(float(pending)), "logged": logged}
 
     def _load_rng_state(self: Any, checkpoint: str | None) -> None:
         """Beside the generators' state, which the Trainer reads after it has set its sums to 0: these sums."""
@@ -29,17 +31,18 @@ class WholeRunLoss:
         if checkpoint is None:
             return
         losses = json.loads(Path(checkpoint, self.STATE_FILE).read_text(encoding="utf-8"))["losses"]
-        self._total_loss_scalar, self._globalstep_last_logged = losses["total"], losses["logged"]
-        self._tr_loss = torch.full_like(self._tr_loss, losses["pending"][self.args.process_index])
+        pending = torch.full_like(losses_of(self)[0], losses["pending"][self.args.process_index])
+        set_losses(self, pending, losses["total"], losses["logged"])
 
     def _finalize_training(self: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's end of a run, with the loss of the whole run and of all processes."""
-        self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
+        pending, total, logged = losses_of(self)
+        set_losses(self, self.accelerator.reduce(pending, "mean"), total, logged)
         result = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
         return result._replace(training_loss=result.metrics["train_loss"])
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """Put the mean over all steps where the Trainer put that over the steps of this call."""
         if "train_loss" in logs:
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            logs["train_loss"] = losses_of(self)[1] / max(self.state.global_step, 1)
         super().log(logs, start_time)  # type: ignore[misc]

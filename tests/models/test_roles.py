@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hfrlhf.models.actor_critic import ActorCritic, checkpoints_activations
 from hfrlhf.models.adapters import adapter, add_value_adapter, roles_of, with_adapter
-from hfrlhf.models.quantization import keep_training_format
+from hfrlhf.models.libraries import keep_training_format
 from tests.models.test_actor_critic import ragged_rollout
 
 POLICY = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

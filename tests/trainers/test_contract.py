@@ -1,75 +1,10 @@
-"""The hooks of `transformers.Trainer` this package stands on, as they are in the installed release."""
+"""What the Trainer does around the hooks that `tests/contracts` names: steps, precision, what it saves."""
 
 from __future__ import annotations
 
-import inspect
-
-import pytest
 import torch
-from transformers import Trainer
 
-from hfrlhf import PPOTrainer
 from tests.trainers.helpers import trainer
-
-# What each overridden method is called with.
-SIGNATURES = {
-    "get_train_dataloader": [],
-    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
-    "training_step": ["model", "inputs", "num_items_in_batch"],
-    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
-    "_prepare_inputs": ["inputs"],
-    "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
-    "log": ["logs", "start_time"],
-    "_save": ["output_dir", "state_dict"],
-    "_save_rng_state": ["output_dir"],
-    "_load_optimizer_and_scheduler": ["checkpoint"],
-    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
-    "_load_best_model": [],
-    "_save_checkpoint": ["model", "trial"],
-    "_get_output_dir": ["trial"],
-    "_push_from_checkpoint": ["checkpoint_folder"],
-    "create_optimizer": ["model"],
-    "save_model": ["output_dir", "_internal_call"],
-}
-
-
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_an_overridden_method_has_the_signature_it_had(name):
-    stock = list(inspect.signature(getattr(Trainer, name)).parameters)[1:]
-    ours = list(inspect.signature(getattr(PPOTrainer, name)).parameters)[1:]
-    assert stock == SIGNATURES[name] == ours
-
-
-# Methods that pass on, or refuse, whatever the stock one takes: its parameters, where it is not the instance's own.
-PASSED_ON = {
-    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
-    "predict": ["test_dataset", "ignore_keys", "metric_key_prefix"],
-    "create_model_card": [
-        *("language", "license", "tags", "model_name", "finetuned_from", "tasks", "dataset_tags", "dataset"),
-        "dataset_args",
-    ],
-    "get_optimizer_cls_and_kwargs": ["args", "model"],
-    "_finalize_training": ["trial", "num_train_samples", "start_time"],
-}
-
-
-@pytest.mark.parametrize("name", PASSED_ON)
-def test_an_overridden_method_can_be_called_as_the_stock_one(name):
-    """By position and by name, with all arguments or the required ones."""
-    stock = [p for n, p in inspect.signature(getattr(Trainer, name)).parameters.items() if n != "self"]
-    assert [p.name for p in stock] == PASSED_ON[name]
-    ours = inspect.signature(getattr(PPOTrainer, name))
-    required = [p.name for p in stock if p.default is inspect.Parameter.empty]
-    for names in (PASSED_ON[name], required):
-        ours.bind("self", *names)
-        ours.bind("self", **dict.fromkeys(names))
-    own = [p for p in ours.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
-    assert [p.name for p in own] == PASSED_ON[name][: len(own)]  # what we read ourselves stands where it stood
-
-
-def test_the_loop_itself_is_the_trainers():
-    for name in ("_inner_training_loop", "_run_epoch", "push_to_hub", "_maybe_log_save_evaluate", "create_scheduler"):
-        assert getattr(PPOTrainer, name) is getattr(Trainer, name)
 
 
 def test_every_optimiser_step_gets_exactly_its_micro_batches(tiny_model_folder, tmp_path):
