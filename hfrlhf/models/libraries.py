@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.memory import clear_device_cache
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -50,6 +51,7 @@ __all__ = [
     "add_action",
     "attention_of",
     "broadcast_object_list",
+    "clear_device_cache",
     "dequantize_module_weight",
     "find_adapter_config_file",
     "gather_object",

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
+from ..models.libraries import clear_device_cache
 from ..models.sharding import strategy
 
 # Settings of a class that hold parameters: those groups are the trainer's to make.

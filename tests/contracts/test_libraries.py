@@ -259,6 +259,10 @@ def test_objects_of_all_processes() -> None:
     assert libraries.broadcast_object_list(["a"]) == ["a"]
 
 
+def test_clear_device_cache() -> None:
+    libraries.clear_device_cache()  # without a device there is nothing to clear
+
+
 # ---- Data and the Hub -----------------------------------------------------------------------------------------------
 
 
