@@ -21,7 +21,7 @@ from ..core.masking import at_least_float32
 from ..experience import Rollout
 from .adapters import VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
 from .forward import forward_flags
-from .libraries import unsplit_blocks
+from .libraries import attention_of, unsplit_blocks
 from .quantization import is_quantized, save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
@@ -267,8 +267,8 @@ def zero_value_head(policy: Any, kind: str) -> nn.Linear:
 
 def computes_here(policy: Any) -> bool:
     """Whether a policy can compute where it is: flash attention waits until the trainer has brought it to its GPU."""
-    attention = str(getattr(causal_lm(policy).config, "_attn_implementation", ""))
-    return "flash" not in attention or device_of(causal_lm(policy)).type != "cpu"
+    lm = causal_lm(policy)
+    return "flash" not in attention_of(lm.config) or device_of(lm).type != "cpu"
 
 
 @torch.no_grad()
