@@ -8,6 +8,7 @@ The arithmetic of batches, in sequences:
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,6 +19,15 @@ from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
 from ..core.kl import KL_ESTIMATORS, KL_PLACES
 from ..core.policy_losses import PolicyLossOptions
 from .algorithm_checks import check_algorithm, check_steps, switched_off
+from .derived_settings import forget_derived, mark_derived, plain
+from .inherited_settings import (
+    FOLLOWED,
+    POLICY_REFUSED,
+    check_accelerator_config,
+    check_inherited,
+    check_inherited_numbers,
+    settle_best_metric,
+)
 from .launch_checks import check_launch
 from .reward_config import RewardConfig
 from .setting_checks import check_choices, check_kl_settings, check_ranges, is_set
@@ -77,6 +87,9 @@ class PolicyGradientConfig(TrainingArguments):
     logging_steps: float | None = described(None, "Optimiser steps between logs. Default: one per rollout.")  # type: ignore[assignment]
     logging_nan_inf_filter: bool = described(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
     remove_unused_columns: bool = described(False, "Must stay off: reward functions see every column of the dataset.")
+    per_device_eval_batch_size: int | None = described(  # type: ignore[assignment]
+        None, "Evaluation prompts sampled at a time. Default: as many as a process samples for a rollout."
+    )
 
     algorithm: str = described("vpg", f"Row of ALGORITHMS: one of {', '.join(ALGORITHMS)}.")
     n_step: int = described(5, "Tokens of reward before the critic takes over, in 'a2c'. Typical: 1 to 20.")
@@ -178,19 +191,29 @@ class PolicyGradientConfig(TrainingArguments):
         return algorithm_named(algorithm).update in cls.UPDATES
 
     def __post_init__(self) -> None:
+        unset = forget_derived(self)
+        check_inherited(self, FOLLOWED, POLICY_REFUSED, "the policy-gradient trainers")
+        check_inherited_numbers(self)
         check_ranges(self)
         check_algorithm(self, algorithm_named(self.algorithm))
         self._take_from(algorithm_named(self.algorithm))
         check_choices(self)
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
+        settle_best_metric(self, "objective/score", lower_is_better=("kl",))
         super().__post_init__()
+        check_accelerator_config(self, "the policy-gradient trainers")
         check_launch(self)
         self._settle_batches()
+        mark_derived(self, unset)
         check_steps(self, algorithm_named(self.algorithm))
         check_kl_settings(self)
         if self.save_only_model:
             warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and their values, as numbers, words and lists."""
+        return {name: plain(value) for name, value in super().to_dict().items()}
 
     def _take_from(self, row: Algorithm) -> None:
         """What was not set is the algorithm's own."""
@@ -250,6 +273,8 @@ class PolicyGradientConfig(TrainingArguments):
             self.rollout_batch_size = self.per_device_train_batch_size * per_row
         self._check_divides(per_row)
         self.per_device_train_batch_size = self.episodes_per_rollout // per_row
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = math.ceil(self.episodes_per_rollout / self.world_size)
 
     def _check_divides(self, per_row: int) -> None:
         size = self.episodes_per_rollout

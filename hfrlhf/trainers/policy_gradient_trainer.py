@@ -51,8 +51,9 @@ from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig, refuse_old_names
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
-from .metrics import check_start, evaluation_metrics, kl_per_response, rollout_metrics, timed
+from .metrics import check_start, kl_per_response, rollout_metrics, timed
 from .optimizer_duties import OptimizerDuties
+from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
 from .rollout_loop import RolloutLoop
 from .sampler_guard import SamplerGuard
 from .start_checks import check_roles
@@ -70,7 +71,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]` (sync or async), or a list.
         args: settings.
         train_dataset: column `prompt` (text or chat messages); other columns reach the reward functions.
-        eval_dataset: as `train_dataset`; sampled and scored by `evaluate()`.
+        eval_dataset: as `train_dataset`, or a dict of such by name; sampled and scored by `evaluate()`.
         processing_class: tokenizer; by default the one saved with the model.
         reward_processing_classes: tokenizers of the reward models, where they are not saved with them.
         value_model: None for a head on the policy's trunk; the word "adapter" (or a PEFT configuration) for an adapter
@@ -146,10 +147,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
 
     def _prepare_data(self, train_dataset: Any, eval_dataset: Any, tokenizer: Any, args: PolicyGradientConfig) -> None:
         self.prompts = prepare_prompts(train_dataset, tokenizer, args.max_prompt_length, "train")
-        self.eval_prompts = None
-        if eval_dataset is not None:
-            self.eval_prompts = prepare_prompts(eval_dataset, tokenizer, args.max_prompt_length, "eval")
-        used = [prompts.ids for prompts in (self.prompts, self.eval_prompts) if prompts is not None]
+        self.eval_prompts = prepare_evaluation(eval_dataset, tokenizer, args.max_prompt_length)
+        used = [prompts.ids for prompts in (self.prompts, *prompt_sets(self.eval_prompts).values())]
         self.longest_prompt = max(len(ids) for prompts in used for ids in prompts)
 
     def _start(self, tokenizer: Any) -> None:
@@ -158,8 +157,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         check_sharding(self.accelerator)
         check_own_rates(self.accelerator)
         texts = {"tokens of the train prompts": self.prompts.ids, "train dataset": self.prompts.rows}
-        if self.eval_prompts is not None:
-            texts["eval dataset"] = self.eval_prompts.rows
+        texts |= {name: prompts.rows for name, prompts in prompt_sets(self.eval_prompts).items()}
         check_same_everywhere(args, texts)
         stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
         if stop is None:
@@ -395,20 +393,20 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     ) -> dict[str, float]:
         """Sample one response for each evaluation prompt, always with the same draws, and score them.
 
+        Args:
+            eval_dataset: in place of the trainer's: a dataset, a dict of them (their names go into those of the
+                metrics), or the name of one in the trainer's dict.
+
         Raises:
             ValueError: there is no evaluation dataset.
         """
-        prompts = self.eval_prompts
-        if eval_dataset is not None:
-            prompts = prepare_prompts(eval_dataset, self.processing_class, self.args.max_prompt_length, "eval")
-        if prompts is None:
-            raise ValueError("evaluate() needs prompts: pass `eval_dataset` to it or to the trainer")
-        with self.whole_model():
-            rollout = self.generate(*self.evaluation_prompts(prompts))
-            seen = self.evaluate_rollout(rollout, *self.score(self.describe(rollout, prompts)))
-        metrics = evaluation_metrics(self.gather(seen), metric_key_prefix)
-        self.log(metrics)
+        prompts = chosen_prompts(self, eval_dataset)
+        if isinstance(prompts, dict):
+            return evaluate_each(self, prompts, metric_key_prefix)
+        self._memory_tracker.start()  # it looks at the name of the method that calls it
+        metrics = evaluate_prompts(self, prompts, metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

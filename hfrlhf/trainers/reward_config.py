@@ -8,14 +8,15 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .derived_settings import forget_derived, mark_derived, plain
+from .inherited_settings import (
+    FOLLOWED_BY_REWARD,
+    REWARD_REFUSED,
+    check_accelerator_config,
+    check_inherited,
+    check_inherited_numbers,
+)
 from .launch_checks import check_launch
-
-# Fields of TrainingArguments that mean nothing here: (the only value that is accepted, what to do instead).
-REFUSED = {
-    "label_smoothing_factor": (0.0, "it smooths class labels; the smoothing of preferences is `label_smoothing`"),
-    "batch_eval_metrics": (False, "the score distribution needs all pairs at once; leave it off"),
-    "prediction_loss_only": (False, "the metrics need the scores; leave it off"),
-}
 
 
 def _described(default: Any, text: str) -> Any:
@@ -68,17 +69,20 @@ class RewardConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.normalize_scores == "none":
             self.normalize_scores = None
-        self._refuse_meaningless()
+        unset = forget_derived(self)
+        check_inherited(self, FOLLOWED_BY_REWARD, REWARD_REFUSED, "RewardTrainer")
         self._check_ranges()
+        check_inherited_numbers(self)
         super().__post_init__()
+        check_accelerator_config(self, "RewardTrainer")
+        mark_derived(self, unset)
         check_launch(self)
         if self.save_only_model:
             warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
 
-    def _refuse_meaningless(self) -> None:
-        for name, (allowed, advice) in REFUSED.items():
-            if getattr(self, name) != allowed:
-                raise ValueError(f"`{name}={getattr(self, name)!r}` is not used by RewardTrainer: {advice}")
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and their values, as numbers, words and lists."""
+        return {name: plain(value) for name, value in super().to_dict().items()}
 
     def _check_ranges(self) -> None:
         if self.normalize_scores not in ("mean", "mean_std", None):

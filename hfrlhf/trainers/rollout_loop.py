@@ -63,7 +63,8 @@ class RolloutLoop(RunState):
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
         self.step_loss = 0.0
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
-        self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, args.seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, seed)
         self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
         self.interruption = Interruption(self)
         self.add_callback(CycleEnd(self))

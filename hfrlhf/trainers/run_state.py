@@ -87,7 +87,7 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         a = self.args
         names = [
             *("algorithm", "num_ppo_epochs", "value_epochs", "num_mini_batches", "gradient_accumulation_steps"),
-            *("rollout_batch_size", "num_generations", "seed"),
+            *("rollout_batch_size", "num_generations", "seed", "data_seed"),
         ]
         policy = self.unwrapped().policy
         return {name: getattr(a, name) for name in names} | {

@@ -99,8 +99,6 @@ def check_ranges(args: Any) -> None:
         raise ValueError(
             "`fp16` cannot leave an update out, as `target_kl`, the critic's warm-up and `value_epochs` do; use `bf16`"
         )
-    if args.remove_unused_columns:
-        raise ValueError("`remove_unused_columns` must stay False: reward functions see the dataset's columns")
 
 
 def check_choices(args: Any) -> None:

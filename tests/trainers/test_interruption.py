@@ -197,6 +197,9 @@ def test_training_in_a_thread_listens_to_no_signal(tiny_model_folder, tmp_path):
 
 
 def test_the_stock_way_is_refused(tiny_model_folder, tmp_path):
-    args = config(tmp_path, enable_jit_checkpoint=True)
+    with pytest.raises(ValueError, match="middle of a step"):
+        config(tmp_path, enable_jit_checkpoint=True)
+    args = config(tmp_path)
+    args.enable_jit_checkpoint = True
     with pytest.raises(ValueError, match="middle of a step"):
         PPOTrainer(str(tiny_model_folder), reward, args, prompts())
