@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .forward import forward_flags
-
 # PEFT's names for what an adapter stands on.
 WRAPPERS = ("base_layer", "original_module")
 
@@ -39,12 +37,12 @@ def _rows(layer: nn.Module, attribute: str) -> int:
     return int(getattr(layer, attribute))
 
 
-@torch.no_grad()
-def trunk_width(model: Any) -> int:
-    """The width of the last hidden states, by computing one: some models project them (OPT-350M)."""
-    backbone = model.base_model
-    ids = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
-    return int(backbone(input_ids=ids, **forward_flags(backbone, use_cache=False)).last_hidden_state.shape[-1])
+def trunk_width(lm: Any) -> int:
+    """The width of a language model's last hidden states: what its vocabulary head reads (OPT-350M projects them)."""
+    head = without_adapters(lm.get_output_embeddings())
+    weight: Any = getattr(head, "weight", None)
+    plain = weight is not None and weight.dim() == 2 and weight.is_floating_point()
+    return int(weight.shape[1] if plain else head.in_features)
 
 
 def device_of(model: Any) -> torch.device:
