@@ -7,10 +7,10 @@ command line win over the file. `--help` shows the options one needs, in groups;
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from rich.table import Column, Table
 from trl import TrlParser
 
 from ..models.libraries import actions_of, add_action
-from .configs import OLD_NAMES
+from .old_names import POLICY_SETTINGS
+from .unknown_names import hint
 
 
 def parse_command_line(
@@ -57,7 +58,7 @@ def parse_command_line(
     if {"-h", "--help"} & set(arguments):
         _short_help(parser, shown).print_help()
         raise SystemExit(0)
-    _refuse_unknown(parser, _names_in(arguments))
+    _refuse_unknown(parser, _names_in(arguments), dataclass_types)
     try:
         parsed = parser.parse_args_and_config(arguments)
     except ValueError as error:  # settings that cannot work, or words that belong to no option
@@ -135,16 +136,15 @@ def _settings_in(arguments: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "env"}
 
 
-def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str], dataclass_types: Sequence[Any]) -> None:
+    """Refuse all names at once that are no options, each with what to write instead."""
     known = {option.lstrip("-") for action in actions_of(parser) for option in action.option_strings}
-    for name in names:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = (
-            f"its name here is: {OLD_NAMES[name]}" if name in OLD_NAMES else f"did you mean {near[0]}?" if near else ""
-        )
-        parser.error(f"there is no option {name!r}; {hint or 'see --help-all'}")
+    tables = [kind.ELSEWHERE for kind in dataclass_types if hasattr(kind, "ELSEWHERE")] or [POLICY_SETTINGS]
+    table = ChainMap(*tables)
+    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    said = [f"there is no option {name!r}; {hint(name, known, table) or 'see --help-all'}" for name in unknown]
+    if said:
+        parser.error("\n".join(said))
 
 
 def _short_help(parser: argparse.ArgumentParser, shown: Mapping[str, str]) -> argparse.ArgumentParser:

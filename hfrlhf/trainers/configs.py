@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,40 +30,12 @@ from .inherited_settings import (
     settle_best_metric,
 )
 from .launch_checks import check_launch
+from .old_names import POLICY_SETTINGS
 from .reward_config import RewardConfig
 from .setting_checks import check_choices, check_kl_settings, check_ranges, is_set
+from .unknown_names import refuse_unknown
 
 __all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig", "TRPOConfig"]
-
-# What TRL ≤ 1.12 called things, and what they are called here.
-OLD_NAMES = {
-    "cliprange": "clip_range",
-    "cliprange_value": "clip_range_value",
-    "lam": "gae_lambda",
-    "response_length": "max_completion_length",
-    "stop_token": "stop_token_id",
-    "total_episodes": "max_steps (optimiser steps) or num_train_epochs (passes over the prompts)",
-    "local_rollout_forward_batch_size": "max_tokens_per_micro_batch",
-    "num_sample_generations": "eval_steps, with an eval_dataset",
-    "sft_model_path": "the trainer's `model`",
-    "reward_model_path": "the trainer's `reward_funcs`",
-    "ds3_gather_for_generation": "nothing: it is done where it is needed",
-    "exp_name": "run_name",
-    "top_k": "none: truncated sampling would give tokens whose log-probs are not the sampler's",
-    "top_p": "none: truncated sampling would give tokens whose log-probs are not the sampler's",
-    "min_p": "none: truncated sampling would give tokens whose log-probs are not the sampler's",
-}
-
-
-def refuse_old_names(given: dict[str, Any], names: dict[str, str], owner: str) -> None:
-    """Refuse names of TRL ≤ 1.12 with the name that replaced them.
-
-    Raises:
-        TypeError: one of them was passed.
-    """
-    for name in given:
-        if name in names:
-            raise TypeError(f"{owner} has no {name!r}; its name here is: {names[name]}")
 
 
 def described(default: Any, text: str) -> Any:
@@ -75,7 +48,7 @@ class PolicyGradientConfig(TrainingArguments):
     """Settings of `PolicyGradientTrainer`; every field says default, unit, typical range and effect in its help text.
 
     Raises:
-        TypeError: a field name of TRL ≤ 1.12 (the message gives the new one).
+        TypeError: names that are no fields (the message gives each one's name here, or the nearest).
         ValueError: a value outside its range, or batch sizes whose product does not hold.
     """
 
@@ -178,10 +151,11 @@ class PolicyGradientConfig(TrainingArguments):
     old_logprobs: str = described("recompute", "'recompute' with the training forward, or keep the 'sampler's.")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PolicyGradientConfig:
-        """Refuse old names before dataclass's own, less helpful, error."""
-        refuse_old_names(kwargs, OLD_NAMES, cls.__name__)
+        """Refuse unknown names before dataclass's own, less helpful, error."""
+        refuse_unknown(kwargs, cls.__init__, cls.ELSEWHERE, cls.__name__)
         return super().__new__(cls)
 
+    ELSEWHERE: ClassVar[Mapping[str, str]] = POLICY_SETTINGS
     # The ways of updating the policy that the trainer of these settings knows.
     UPDATES: ClassVar[tuple[str, ...]] = ("gradient",)
 

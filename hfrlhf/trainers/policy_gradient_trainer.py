@@ -48,18 +48,18 @@ from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from .algorithm_checks import check_unsharded, check_value_model
 from .callbacks import WATCHED, show_on_bar
-from .configs import PolicyGradientConfig, refuse_old_names
+from .configs import PolicyGradientConfig
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
 from .metrics import check_start, kl_per_response, rollout_metrics, timed
+from .old_names import POLICY_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
 from .rollout_loop import RolloutLoop
 from .sampler_guard import SamplerGuard
 from .start_checks import check_roles
 from .trainer_checks import check_trainer
-
-OLD_ARGUMENTS = {"reward_model": "reward_funcs", "tokenizer": "processing_class", "config": "args", "policy": "model"}
+from .unknown_names import checks_names
 
 
 class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
@@ -92,11 +92,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     model: Any
     processing_class: Any
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> PolicyGradientTrainer:
-        """Refuse old argument names before Python's own, less helpful, error."""
-        refuse_old_names(kwargs, OLD_ARGUMENTS, cls.__name__)
-        return super().__new__(cls)
-
+    @checks_names(POLICY_ARGUMENTS, PolicyGradientConfig)
     def __init__(
         self,
         model: Any,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -17,6 +18,8 @@ from .inherited_settings import (
     check_inherited_numbers,
 )
 from .launch_checks import check_launch
+from .old_names import REWARD_SETTINGS
+from .unknown_names import refuse_unknown
 
 
 def _described(default: Any, text: str) -> Any:
@@ -29,6 +32,7 @@ class RewardConfig(TrainingArguments):
     """Settings of `RewardTrainer`; every field says default, unit, typical range and effect in its help text.
 
     Raises:
+        TypeError: names that are no fields (the message gives each one's name here, or the nearest).
         ValueError: a value outside its range, or a field of `TrainingArguments` that means nothing here.
     """
 
@@ -65,6 +69,13 @@ class RewardConfig(TrainingArguments):
         "Updates in a row with a loss or gradient that is not finite, which are left out, before the run stops and "
         "writes the last one's batch to `broken_update` in output_dir. Typical: 3 to 20.",
     )
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = REWARD_SETTINGS
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> RewardConfig:
+        """Refuse unknown names before dataclass's own, less helpful, error."""
+        refuse_unknown(kwargs, cls.__init__, cls.ELSEWHERE, cls.__name__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.normalize_scores == "none":

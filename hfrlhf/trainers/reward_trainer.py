@@ -32,11 +32,13 @@ from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
 from .launch_checks import check_same_everywhere, check_strategy
+from .old_names import REWARD_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
 from .trainer_checks import check_settings_class
+from .unknown_names import checks_names
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
     train_dataset: Any
     data_collator: Any
 
+    @checks_names(REWARD_ARGUMENTS, RewardConfig)
     def __init__(
         self,
         model: Any,
