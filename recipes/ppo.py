@@ -22,8 +22,8 @@ from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_policy, load_tokenizer
 from hfrlhf.models.merging import check_merge_target
 from hfrlhf.models.names import as_name, is_adapter
+from hfrlhf.reporting.screen import say
 from hfrlhf.rewards.sources import reward_from_name
-from hfrlhf.trainers.callbacks import CompletionsCallback, CurvesCallback
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
@@ -100,15 +100,12 @@ def train(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, 
         eval_dataset=data.get(script.dataset_test_split),
         processing_class=load_tokenizer(None, model.model_name_or_path),
         value_model=script.value_model,
-        callbacks=[CurvesCallback()],
         peft_config=get_peft_config(model),
     )
-    trainer.card |= {"datasets": [script.dataset_name], "figures": ["curves.png"]}
-    trainer.add_callback(CompletionsCallback(trainer))
+    trainer.card["datasets"] = [script.dataset_name]
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.eval_dataset is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
-    trainer.save_state()
+        trainer.evaluate()
     trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -120,7 +117,7 @@ def write_merged(output_dir: str) -> None:
     processes = PartialState()
     if processes.is_main_process:
         difference = merge(output_dir, f"{output_dir}/merged")
-        print(f"merged model in {output_dir}/merged: its logits differ by at most {difference:.2g}")
+        say(f"merged model in {output_dir}/merged: its logits differ by at most {difference:.2g}")
     processes.wait_for_everyone()
 
 

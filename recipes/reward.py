@@ -50,8 +50,7 @@ def main() -> None:
     trainer.card["datasets"] = [script.dataset_name]
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.eval_dataset is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
-    trainer.save_state()
+        trainer.evaluate()
     trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -10,6 +10,7 @@ The data is a name on the Hub, a folder with train.jsonl and test.jsonl, or one 
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.hub.model_card import is_hub_name
 from hfrlhf.models.quantization import save_quantization
+from hfrlhf.reporting.progress import show_on_bar
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
@@ -44,6 +45,7 @@ def main() -> None:
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
     )
+    show_on_bar(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())

@@ -28,6 +28,7 @@ LEVELS = {
     "rollout": 3,
     "rewards": 3,
     "hub": 3,
+    "reporting": 3,
     "trainers": 4,
     "evaluation": 4,
     "demo": 5,
@@ -302,6 +303,17 @@ def file_imports(tree: ast.Module, module: str, name: str) -> bool:
     return any(alias.name == name for node in froms for alias in node.names)
 
 
+def prints_go_through_the_screen(root: Path) -> list[str]:
+    """What is printed otherwise ends a run where standard output has another encoding, or is closed."""
+    return [
+        f"{file}:{node.lineno}: prints by itself; `hfrlhf.reporting.screen` does, whatever the stream is"
+        for file, tree in sources(root, "hfrlhf", "recipes")
+        if file != "hfrlhf/reporting/screen.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "Console", "sys.stdout.write"}
+    ]
+
+
 def texts_name_their_encoding(root: Path) -> list[str]:
     """Without one, what is written on Linux cannot be read on Windows."""
     complaints = []
@@ -460,6 +472,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     functions_are_short,
     files_are_short,
     nothing_foreign_runs,
+    prints_go_through_the_screen,
     texts_name_their_encoding,
     private_names_stand_in_one_file,
     nothing_is_for_unix_alone,
@@ -549,6 +562,8 @@ BAD_FILES = [
     (private_names_stand_in_one_file, "hfrlhf/data/bad.py", "def f():\n    import trl.models", "trl.models comes from"),
     (nothing_is_for_unix_alone, "hfrlhf/data/bad.py", "import os, fcntl", "imports fcntl where the module is imported"),
     (nothing_is_for_unix_alone, "recipes/bad.py", "from resource import getrusage", "imports resource where"),
+    (prints_go_through_the_screen, "hfrlhf/data/bad.py", "print('done')", "prints by itself"),
+    (prints_go_through_the_screen, "recipes/bad.py", "Console().rule()", "prints by itself"),
     (no_machine_paths, "notes.txt", "see " + "/" + "tmp/results", "names a path of one machine"),
     (nothing_unfinished, "hfrlhf/data/bad.py", "# TO" + "DO: later", "bad.py:1"),
     (nothing_unfinished, "hfrlhf/data/bad.py", "raise NotImplement" + "edError", "bad.py:1"),

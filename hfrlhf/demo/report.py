@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from ..hub.plain_text import printable
 from ..models.loading import load_policy, load_tokenizer
 from ..models.reference import Reference, frozen
 from ..models.reward_model import last_token_scores, load_reward_model
+from ..reporting.screen import console, say
 from .gold import gold_score
 from .stages import respond
 
@@ -111,16 +111,14 @@ def write_report(folder: Path, metrics: dict[str, Any], samples: list[dict], log
 
 def print_report(folder: Path, metrics: dict[str, Any], samples: list[dict]) -> None:
     """The table of samples, what the run came to, and how to use its model."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    screen = console()
     method = metrics["method"]
     table = Table(*_shown(samples[0], method), title=f"Letters before and after {method}", show_lines=True)
     for sample in samples[:SHOWN]:
         table.add_row(*(plain(printable(cell)) for cell in _shown(sample, method).values()))
-    console.print(table)
+    screen.print(table)
     m = metrics
-    console.print(
+    screen.print(
         f"gold preference  {m['gold_before']:.2f} → {m['gold_after']:.2f}, the policy wins {m['win_rate']:.1%} "
         f"({m['win_rate_low']:.1%} to {m['win_rate_high']:.1%}) of {m['test_prompts']} held-out prompts\n"
         f"reward model     {m['score_before']:.2f} → {m['score_after']:.2f}, right about "
@@ -133,8 +131,8 @@ def print_report(folder: Path, metrics: dict[str, Any], samples: list[dict]) -> 
         + f"; at most {m['peak_memory_gb']:.2f} GB of memory",
         highlight=False,
     )
-    console.print(f"\nEverything is in {folder}. To load and use the model:\n", highlight=False)
-    print(
+    screen.print(f"\nEverything is in {folder}. To load and use the model:\n", highlight=False)
+    say(
         "from transformers import pipeline\n"
         f'write = pipeline("text-generation", model={str(folder / "policy")!r})\n'
         f"print(write({samples[0]['prompt']!r})[0]['generated_text'])"

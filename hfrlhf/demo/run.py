@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ..models.libraries import broadcast_object_list
+from ..reporting.screen import say
 from . import report, stages, world
 from .algorithms import settings_for
 from .console import one_thread, quiet
@@ -114,12 +115,12 @@ class Clock:
         """Announce a stage and time it; no process goes on before all are done with it."""
         start = time.perf_counter()
         if self.speaks:
-            print(f"\n[{len(self.seconds) + 1}/5] {name}: {what}", flush=True)
+            say(f"\n[{len(self.seconds) + 1}/5] {name}: {what}")
         yield
         PartialState().wait_for_everyone()
         self.seconds[name] = time.perf_counter() - start
         if self.speaks:
-            print(f"      {self.seconds[name]:.1f} s", flush=True)
+            say(f"      {self.seconds[name]:.1f} s")
 
     def facts(self) -> dict[str, Any]:
         """Seconds in all and per stage, and the most memory this process has held."""

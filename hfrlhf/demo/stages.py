@@ -18,8 +18,9 @@ from trl import SFTConfig, SFTTrainer
 from ..data.prompts import prepare_prompts, prompt_batch
 from ..experience import Rollout
 from ..models.loading import load_policy, load_tokenizer
+from ..reporting.curves import plot_curves
+from ..reporting.progress import show_on_bar
 from ..rollout.generation import TransformersGenerator
-from ..trainers.callbacks import plot_curves, show_on_bar
 from ..trainers.configs import RewardConfig
 from ..trainers.family import family_of
 from ..trainers.reward_trainer import RewardTrainer
@@ -33,6 +34,8 @@ COMMON: dict[str, Any] = {
     "disable_tqdm": False,
     "dataloader_pin_memory": False,
 }
+# Our own trainers would leave the files of a run; the report has them all in one place.
+OURS: dict[str, Any] = COMMON | {"save_curves": False, "save_logs": False}
 
 
 def train_language_model(folder: Path, prompts: Sequence[str], settings: Settings) -> None:
@@ -74,9 +77,8 @@ def train_reward_model(folder: Path, sft: Path, pairs: Dataset, test_pairs: Data
     Args:
         folder: written: reward model and tokenizer. settings: all of demo.yaml.
     """
-    args = RewardConfig(output_dir=str(folder), seed=settings["seed"], **COMMON, **settings["reward"])
+    args = RewardConfig(output_dir=str(folder), seed=settings["seed"], **OURS, **settings["reward"])
     trainer = RewardTrainer(model=str(sft), args=args, train_dataset=pairs, eval_dataset=test_pairs)
-    show_on_bar(trainer, {"loss": "loss", "accuracy": "accuracy"})
     trainer.train()
     trainer.save_model()
     return trainer.evaluate()["eval_accuracy"]
@@ -91,7 +93,7 @@ def train_policy(
         folder: written: policy, critic and tokenizer; `curves.png` goes beside it. settings: all of demo.yaml.
     """
     config, trainer_class = family_of(settings["ppo"].get("algorithm", "ppo_clip"))
-    options = {"algorithm": "ppo_clip"} | COMMON | settings["ppo"]
+    options = {"algorithm": "ppo_clip", "log_completions": False} | OURS | settings["ppo"]
     args = config(output_dir=str(folder), seed=settings["seed"], **options)
     trainer = trainer_class(
         model=str(sft),

@@ -20,7 +20,12 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import (
+    HFValidationError,
+    are_progress_bars_disabled,
+    enable_progress_bars,
+    validate_repo_id,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
@@ -49,10 +54,12 @@ __all__ = [
     "TrainOutput",
     "actions_of",
     "add_action",
+    "are_progress_bars_disabled",
     "attention_of",
     "broadcast_object_list",
     "clear_device_cache",
     "dequantize_module_weight",
+    "enable_progress_bars",
     "find_adapter_config_file",
     "gather_object",
     "gathered_parameters",

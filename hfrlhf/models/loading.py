@@ -19,11 +19,13 @@ from .forward import return_records
 from .libraries import name_or_path
 from .names import as_name, config_options, hub_keywords, is_adapter, loading_options
 from .quantization import check_saved_quantization, is_quantized, prepare_quantized
+from .quiet import quietly
 from .reward_head import head_of, with_score_head
 from .reward_model import load_reward_model
 from .sharding import check_whole, loaded_whole
 
 
+@quietly()
 @loaded_whole()
 def load_policy(model: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
     """A causal language model without dropout (a ratio or a KL of two dropout masks would be noise).
@@ -105,6 +107,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
         raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
 
 
+@quietly()
 @loaded_whole()
 def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module | str:
     """What `ActorCritic` takes as critic.

@@ -15,11 +15,13 @@ from .forward import forward_flags, return_records
 from .libraries import keep_training_format
 from .names import as_name, is_adapter, loading_options
 from .quantization import is_quantized, saved_quantization
+from .quiet import quietly
 from .sizes import embeddings_of
 
 PROBE_TOKENS = 64
 
 
+@quietly()
 def merge(adapter: Any, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> float:
     """Write a policy adapter and its base as one plain model; returns how far its logits are from the adapter's.
 

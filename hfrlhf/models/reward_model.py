@@ -23,6 +23,7 @@ from .forward import forward_flags, return_records
 from .names import as_name
 from .padding import with_padding_token
 from .quantization import quantization_of, save_quantization
+from .quiet import quietly
 from .reward_building import ADAPTER_SETTINGS, from_name, from_object
 from .reward_head import backbone_of, head_of, init_reward_head, score_module
 from .sharding import check_whole, gathered, loaded_whole
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@quietly()
 @loaded_whole()
 def load_reward_model(
     model: Any, tokenizer: Any = None, seed: int = 0, return_new_head: bool = False, **kwargs: Any

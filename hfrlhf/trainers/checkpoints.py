@@ -16,10 +16,7 @@ from .safe_folder import damage, discard, replaced_aside
 logger = logging.get_logger(__name__)
 
 # What a finished or interrupted run leaves in its output folder.
-RUN_FILES = (
-    *("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "training_args.json"),
-    "completions.jsonl",
-)
+RUN_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "training_args.json")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # What of a PEFT configuration decides on the shape and the effect of the adapter's weights.
 ADAPTER_SETTINGS = (

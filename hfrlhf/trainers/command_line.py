@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 from trl import TrlParser
 
 from ..models.libraries import actions_of, add_action
+from ..reporting.screen import console
 from .old_names import POLICY_SETTINGS
 from .unknown_names import hint
 
@@ -114,9 +114,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     table = Table(Column(rows[0][0], no_wrap=True), *rows[0][1:], box=box.SIMPLE_HEAD)
     for row in rows[1:]:
         table.add_row(*map(escape, row))
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
-    console.print(table)
+    console(width_elsewhere=200).print(table)
 
 
 def _names_in(arguments: Sequence[str]) -> list[str]:

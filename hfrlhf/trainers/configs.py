@@ -148,6 +148,11 @@ class PolicyGradientConfig(TrainingArguments):
     loss_normalization: str = described(
         "tokens", "Losses are sums divided by all 'tokens' of the optimiser step, or by its 'episodes' (unbiased)."
     )
+    log_completions: bool = described(
+        True, "Keep a few responses per log in completions.jsonl, and show some before and after training."
+    )
+    save_curves: bool = described(True, "Draw the log as curves.png in output_dir at the end.")
+    save_logs: bool = described(True, "Write trainer_state.json (every log) and the results' metrics at the end.")
     old_logprobs: str = described("recompute", "'recompute' with the training forward, or keep the 'sampler's.")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PolicyGradientConfig:

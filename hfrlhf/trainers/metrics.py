@@ -16,10 +16,12 @@ from ..core.masking import masked_mean, masked_sum
 from ..experience import EvaluatedRollout
 
 COUNTED = {"skipped_updates"}  # events: a log shows how many there were
+# Rates: a log shows the sum of the one over the sum of the other, which are not shown themselves.
+RATES = {"tokens_per_second": ("tokens", "seconds")}
 
 
 class Metrics:
-    """Numbers since the last log, by name; a log shows each one's mean (or how many there were) and forgets them."""
+    """Numbers since the last log, by name; a log shows means (of events the count, of rates the ratio of sums)."""
 
     def __init__(self) -> None:
         self.pending: dict[str, list[float]] = {}
@@ -35,7 +37,15 @@ class Metrics:
 
     def drain(self) -> dict[str, float]:
         """The means, after which nothing is pending; fsum, so that the order of addition leaves no trace."""
-        means = {name: _sum(values) / (1 if name in COUNTED else len(values)) for name, values in self.pending.items()}
+        parts = {part for pair in RATES.values() for part in pair}
+        means = {
+            name: _sum(values) / (1 if name in COUNTED else len(values))
+            for name, values in self.pending.items()
+            if name not in parts
+        }
+        for name, (what, time_spent) in RATES.items():
+            if spent := _sum(self.pending.get(time_spent, [])):
+                means[name] = _sum(self.pending.get(what, [])) / spent
         self.pending = {}
         return means
 

@@ -10,6 +10,7 @@ from ..algorithms import algorithm_named
 from ..hub.model_card import CardFacts
 from ..models.libraries import name_or_path
 from ..models.quantization import quantization_arguments
+from ..reporting.curves import CURVES
 from .algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
 
 REMARKS = """\
@@ -55,7 +56,8 @@ def policy_card(trainer: Any) -> CardFacts:
         "base_model": name_or_path(policy.config) or None,
         "quantization": quantization_arguments(policy),
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
-        "samples": trainer.samples,
+        "samples": trainer.comparison.rows or trainer.samples,
+        "figures": [CURVES] if args.save_curves else [],
         "metrics": shown,
         "hyperparameters": _settings(args) | left_out,
     }

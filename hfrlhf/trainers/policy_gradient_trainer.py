@@ -44,10 +44,11 @@ from ..models.precision import mismatch_bound
 from ..models.reference import make_reference
 from ..models.score_gradients import score_gradient_sq_norms
 from ..models.sharding import check_own_rates, check_sharding
+from ..reporting.progress import show_on_bar
+from ..reporting.watched import short_names
 from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from .algorithm_checks import check_unsharded, check_value_model
-from .callbacks import WATCHED, show_on_bar
 from .configs import PolicyGradientConfig
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
@@ -177,11 +178,11 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         self.sampler_guard = SamplerGuard(
             mismatch_bound(self.model.policy, args.bf16 or args.fp16), args.max_skipped_updates
         )
+        show_on_bar(self, short_names())
         self.start_loop()
         self.roles_tried = False
         if next(self.model.policy.parameters()).device.type == args.device.type:
             self.try_roles()
-        show_on_bar(self, {name: short for name, (short, _) in WATCHED.items()})
 
     def try_roles(self) -> None:
         """What is assumed of the models, tried once, where they compute: some come there with the training."""

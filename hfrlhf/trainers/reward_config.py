@@ -64,6 +64,8 @@ class RewardConfig(TrainingArguments):
         "('mean_std'), or leave them ('none').",
     )
 
+    save_curves: bool = _described(True, "Draw the log as curves.png in output_dir at the end.")
+    save_logs: bool = _described(True, "Write trainer_state.json (every log) and the results' metrics at the end.")
     max_skipped_updates: int = _described(
         10,
         "Updates in a row with a loss or gradient that is not finite, which are left out, before the run stops and "

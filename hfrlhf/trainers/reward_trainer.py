@@ -25,9 +25,13 @@ from ..hub.model_card import write_model_card
 from ..models.forward import forward_flags
 from ..models.libraries import TRAINING_ARGS_NAME, keep_columns
 from ..models.loading import load_tokenizer
+from ..models.quiet import quietly
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from ..models.sharding import check_sharding
 from ..models.sizes import embeddings_of
+from ..reporting.curves import plot_losses
+from ..reporting.progress import lines_above_bar, show_on_bar
+from ..reporting.watched import OF_PAIRS
 from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
@@ -37,6 +41,7 @@ from .optimizer_duties import OptimizerDuties
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
+from .run_files import RunFiles, losses_title
 from .trainer_checks import check_settings_class
 from .unknown_names import checks_names
 
@@ -109,7 +114,10 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.interruption = Interruption(self)
-        self.add_callback(self.interruption)
+        self.files = RunFiles(self, plot_losses, lambda: losses_title(self))
+        show_on_bar(self, OF_PAIRS)
+        for callback in (self.interruption, self.files):
+            self.add_callback(callback)
         check_strategy(self.accelerator, args)
         check_sharding(self.accelerator)
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
@@ -220,8 +228,8 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
             ValueError: resume was asked for, and there is no whole checkpoint, or one of another batch arithmetic.
             Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
         """
-        with self.interruption:
-            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.interruption, self.files.kept(), lines_above_bar():
+            result = self.files.results(super().train(resume_from_checkpoint, *args, **kwargs))
         self.normalize()
         return result
 
@@ -270,6 +278,7 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
 
     # ---- Saving -------------------------------------------------------------------------------------------------
 
+    @quietly()
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:

@@ -30,18 +30,22 @@ from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
 from ..models.libraries import gather_object, gradients_stay
 from ..models.sharding import backward, engine_step, strategy, whole_parameters
+from ..reporting.curves import plot_curves
+from ..reporting.screen import say
 from .callbacks import CycleEnd
+from .comparison import Comparison
 from .health import UpdateGuard, mini_batch_for_inspection
 from .interruption import Interruption
 from .metrics import Metrics, check_first_ratio
 from .optimizer_duties import is_class
+from .run_files import RunFiles, curves_title
 from .run_state import Cycle, RunState
 from .start_report import first_rollout_report
 
 logger = logging.get_logger(__name__)
 
 # The second word of every address, so that no two uses share their random numbers.
-SAMPLING, SHUFFLING, EVALUATION = 1, 2, 3
+SAMPLING, SHUFFLING, EVALUATION, COMPARISON = 1, 2, 3, 4
 
 
 class RolloutLoop(RunState):
@@ -67,8 +71,10 @@ class RolloutLoop(RunState):
         self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, seed)
         self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
         self.interruption = Interruption(self)
-        self.add_callback(CycleEnd(self))
-        self.add_callback(self.interruption)
+        self.comparison = Comparison(self, COMPARISON)
+        self.files = RunFiles(self, plot_curves, lambda: curves_title(self), self.comparison)
+        for callback in (CycleEnd(self), self.interruption, self.files):
+            self.add_callback(callback)
 
     # ---- The clock ----------------------------------------------------------------------------------------------
 
@@ -81,6 +87,11 @@ class RolloutLoop(RunState):
     def step_in_cycle(self: Any) -> int:
         """k: how many optimiser steps of the current rollout are behind us."""
         return self.state.global_step % self.args.steps_per_rollout
+
+    @property
+    def episodes_so_far(self: Any) -> int:
+        """Episodes of all rollouts made so far; the one in use counts whole."""
+        return math.ceil(self.state.global_step / self.args.steps_per_rollout) * self.args.rollout_batch_size
 
     @property
     def warming_up(self: Any) -> bool:
@@ -109,6 +120,7 @@ class RolloutLoop(RunState):
         for _ in range(num_batches):
             next(epoch_iterator, None)
         if self.step_in_cycle == 0:
+            self.comparison.begin()
             experience = self.make_experience(*self.training_prompts(self.rollout_index))
             self.after_rollout(experience)
         experience = self.cycle.experience
@@ -137,8 +149,8 @@ class RolloutLoop(RunState):
 
     def after_rollout(self: Any, experience: Experience) -> None:
         """Start the cycle of a new rollout."""
-        self.cycle = Cycle(experience, started=time.perf_counter())
-        self.metrics.add("episode", (self.rollout_index + 1) * len(experience))
+        spent = sum(self.metrics.pending.get(f"time/{part}", [0.0])[-1] for part in ("generate", "score"))
+        self.cycle = Cycle(experience, started=time.perf_counter(), spent=spent)
 
     def mini_batch_rows(self: Any, episodes: int) -> Tensor:
         """Rows of the experience that the current optimiser step uses: a part of this epoch's permutation."""
@@ -254,7 +266,7 @@ class RolloutLoop(RunState):
             is_half = args.bf16 or args.fp16 or self.unwrapped().policy.dtype.itemsize < 4
             check_first_ratio(deviation, is_half)
         if self.state.global_step == 0 and self.is_world_process_zero():
-            print(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
+            say(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
         if args.target_kl is not None and not alone and kl > 1.5 * args.target_kl and not self.cycle.stopped:
             self.cycle.stopped = True
             self.metrics.add("policy/stopped_at", self.step_in_cycle)
@@ -262,8 +274,8 @@ class RolloutLoop(RunState):
     def _note_times(self: Any) -> None:
         update = time.perf_counter() - self.cycle.started
         self.metrics.add("time/update", update)
-        spent = [self.metrics.pending.get(f"time/{part}", [0.0])[-1] for part in ("generate", "score")]
-        self.metrics.add("tokens_per_second", int(self.cycle.experience.action_mask.sum()) / (update + sum(spent)))
+        tokens = int(self.cycle.experience.action_mask.sum())
+        self.metrics.update({"tokens": tokens, "seconds": update + self.cycle.spent})
 
     @torch.no_grad()
     def after_cycle(self: Any) -> None:
@@ -343,4 +355,5 @@ class RolloutLoop(RunState):
             logs["loss"] = pending.pop("loss", logs["loss"])
             logs |= pending
             logs |= self.value_rate
+            logs["episode"] = self.episodes_so_far
         super().log(logs, start_time)

@@ -18,7 +18,10 @@ from ..experience import Experience
 from ..hub.model_card import write_model_card
 from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
+from ..models.quiet import quietly
 from ..models.sharding import in_pieces, is_prepared, strategy
+from ..reporting.progress import lines_above_bar
+from ..reporting.screen import say
 from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
 from .launch_checks import fingerprint
 from .policy_card import policy_card
@@ -38,7 +41,8 @@ class Cycle:
 
     experience: Experience
     stopped: bool = False
-    started: float = 0.0
+    started: float = 0.0  # when the first update began, on the clock of time.perf_counter
+    spent: float = 0.0  # seconds that sampling and scoring took
 
 
 class RunState(WholeRunLoss, SafeCheckpoints):
@@ -64,9 +68,9 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         elif saved_state(checkpoint)["global_step"] >= planned_steps(self):
             return self.finished(checkpoint)
         if self.is_world_process_zero():
-            print(start_report(self))
-        with self.interruption:
-            return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+            say(start_report(self))
+        with self.interruption, self.files.kept(), lines_above_bar():
+            return self.files.results(super().train(checkpoint, *args, **kwargs))  # type: ignore[misc]
 
     def finished(self: Any, checkpoint: str) -> TrainOutput:
         """A run that is complete is only loaded: the stock loop would take one more step."""
@@ -112,6 +116,8 @@ class RunState(WholeRunLoss, SafeCheckpoints):
             "moments": self.moments.state_dict(),
             "pending": self.metrics.pending,
             "samples": self.samples,
+            "before": self.comparison.state_dict(),
+            "spent": self.cycle.spent if self.cycle else 0.0,
         }
         Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         if self.cycle is not None and self.step_in_cycle != 0:
@@ -129,11 +135,13 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         self.moments.load_state_dict(state["moments"])
         self.metrics.pending = state["pending"]
         self.samples = state["samples"]
+        self.comparison.load_state_dict(state.get("before"))
         self.cycle = None
         if self.step_in_cycle != 0:
             experience = Experience(**load_file(Path(checkpoint, BUFFER_FILE)))
-            self.cycle = Cycle(experience, state["stopped"], started=time.perf_counter())
+            self.cycle = Cycle(experience, state["stopped"], time.perf_counter(), state.get("spent", 0.0))
 
+    @quietly()
     def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy as stock transformers or peft load it; beside it critic, tokenizer and settings (JSON).
 

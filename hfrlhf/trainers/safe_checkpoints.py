@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import logging
 
 from ..models.libraries import set_last_rates
+from ..reporting.screen import say
 from .agreement import Agreement
 from .checkpoints import changed_settings, check_output_path, checkpoints_in, rotate, saved_state, step_of
 from .interruption import Interruption
@@ -209,7 +210,7 @@ class SafeCheckpoints(Agreement, RunLock):
             reason = self._why_not(run / name)
             if reason is None:
                 if skipped and self.is_world_process_zero():
-                    print("\n".join([*skipped, f"resuming from {run / name}, the newest checkpoint that is whole"]))
+                    say("\n".join([*skipped, f"resuming from {run / name}, the newest checkpoint that is whole"]))
                 return run / name
             skipped.append(f"skipped {run / name}: {reason}")
         if not skipped:
@@ -223,7 +224,7 @@ class SafeCheckpoints(Agreement, RunLock):
     def _name_later_ones(self: Any, checkpoint: Path) -> None:
         later = [path for path in checkpoints_in(checkpoint.parent) if step_of(path) > step_of(checkpoint) >= 0]
         if later and self.is_world_process_zero():
-            print(
+            say(
                 f"{checkpoint.parent} also holds {', '.join(path.name for path in reversed(later))}, of later steps; "
                 "this run replaces each when it comes to its step. Until then `resume_from_checkpoint=True` would take "
                 "the last of them that is whole"
@@ -233,7 +234,7 @@ class SafeCheckpoints(Agreement, RunLock):
         with self._noted():
             if self.is_local_process_zero() and (run / ASIDE).is_dir():
                 found = clear_aside(run)
-                print(f"removed from {run}, left by a run that was killed: {', '.join(found) or ASIDE}")
+                say(f"removed from {run}, left by a run that was killed: {', '.join(found) or ASIDE}")
         self._agree()
 
     def _why_not(self: Any, checkpoint: Path) -> str | None:
@@ -272,7 +273,7 @@ class SafeCheckpoints(Agreement, RunLock):
         if planned == now:
             return
         if self.is_world_process_zero():
-            print(f"{checkpoint}: the run was planned for {planned:,} steps and goes on with the schedule of {now:,}")
+            say(f"{checkpoint}: the run was planned for {planned:,} steps and goes on with the schedule of {now:,}")
         if isinstance(self.lr_scheduler, LambdaLR):
             # The optimiser came back with the old schedule's rate, which the next step would still have used.
             schedule = self.lr_scheduler

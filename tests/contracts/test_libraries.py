@@ -33,6 +33,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from hfrlhf.models import libraries
 
@@ -289,6 +290,17 @@ def test_names_on_the_hub() -> None:
 
 
 # ---- The command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_hubs_bars_come_back_after_transformers_has_taken_them_away() -> None:
+    """`are_progress_bars_disabled`, `enable_progress_bars`"""
+    libraries.enable_progress_bars()
+    assert not libraries.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    assert libraries.are_progress_bars_disabled()
+    libraries.enable_progress_bars()
+    assert not libraries.are_progress_bars_disabled() and not logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
 
 
 def test_options_of_a_parser() -> None:

@@ -44,6 +44,7 @@ def config(folder: Path, **changes: Any) -> PPOConfig:
         "report_to": "none",
         "use_cpu": True,
         "disable_tqdm": True,
+        "save_curves": False,  # half a second each
         "seed": 3,
     }
     return PPOConfig(**(settings | changes))
