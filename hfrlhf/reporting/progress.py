@@ -110,9 +110,8 @@ def log_line(logs: dict[str, Any], shown: dict[str, str]) -> str:
     numbers = [f"{name} {short(logs[prefix + key])}" for key, name in shown.items() if prefix + key in logs]
     rate = [f"learning rate {logs['learning_rate']:.1e}"] if "learning_rate" in logs else []
     of_what = prefix.removeprefix("eval_").rstrip("_")  # the name of a set of several
-    return f"evaluation{' of ' + of_what if of_what else ''}: " * bool(prefix and numbers) + ", ".join(
-        [*numbers, *rate]
-    )
+    begin = f"evaluation{' of ' * bool(of_what)}{of_what}: " if prefix and numbers else ""
+    return begin + ", ".join([*numbers, *rate])
 
 
 def _is_evaluated(name: str, key: str) -> bool:

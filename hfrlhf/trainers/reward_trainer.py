@@ -29,9 +29,7 @@ from ..models.quiet import quietly
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
 from ..models.sharding import check_sharding
 from ..models.sizes import embeddings_of
-from ..reporting.curves import plot_losses
-from ..reporting.progress import lines_above_bar, show_on_bar
-from ..reporting.watched import OF_PAIRS
+from ..reporting.progress import lines_above_bar
 from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
@@ -41,7 +39,7 @@ from .optimizer_duties import OptimizerDuties
 from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
-from .run_files import RunFiles, losses_title
+from .run_files import files_of_pairs
 from .trainer_checks import check_settings_class
 from .unknown_names import checks_names
 
@@ -113,9 +111,7 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self.interruption = Interruption(self)
-        self.files = RunFiles(self, plot_losses, lambda: losses_title(self))
-        show_on_bar(self, OF_PAIRS)
+        self.interruption, self.files = Interruption(self), files_of_pairs(self)
         for callback in (self.interruption, self.files):
             self.add_callback(callback)
         check_strategy(self.accelerator, args)

@@ -19,8 +19,10 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..models.libraries import name_or_path
-from ..reporting.curves import CURVES
+from ..reporting.curves import CURVES, plot_losses
+from ..reporting.progress import show_on_bar
 from ..reporting.samples import COMPLETIONS, append_samples, forget_samples_after, print_samples
+from ..reporting.watched import OF_PAIRS
 from .comparison import Comparison
 
 logger = logging.get_logger(__name__)
@@ -122,9 +124,11 @@ def curves_title(trainer: Any) -> str:
     return f"{method}{_origin(trainer.unwrapped().policy)} on {named}"
 
 
-def losses_title(trainer: Any) -> str:
-    """A reward model, from which model."""
-    return f"reward model{_origin(trainer.accelerator.unwrap_model(trainer.model))}"
+def files_of_pairs(trainer: Any) -> RunFiles:
+    """Those of a reward trainer, whose bar, or whose lines, show the numbers of pairs."""
+    show_on_bar(trainer, OF_PAIRS)
+    origin = _origin(trainer.accelerator.unwrap_model(trainer.model))
+    return RunFiles(trainer, plot_losses, lambda: f"reward model{origin}")
 
 
 def _origin(model: Any) -> str:
