@@ -84,7 +84,7 @@ LIBRARIES_FILE = "hfrlhf/models/libraries.py"
 FROM_INSIDE = {("transformers.utils", "logging")}
 UNDERSCORED_BUT_PUBLIC = {"_replace", "_asdict", "_fields"}  # of a named tuple
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
-NUMPY_WITH_ADDRESS = {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng"}
+NUMPY_WITH_ADDRESS = {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng", "get_state"}
 
 
 @cache
@@ -224,7 +224,7 @@ def randomness_has_an_address(root: Path) -> list[str]:
             draws = (
                 (owner == "torch" and name in DRAWS)
                 or (owner not in {"torch", "torch.nn.init", "nn.init", "init"} and name in DRAWS_IN_PLACE)
-                or (owner == "random" and name != "Random")
+                or (owner == "random" and name not in {"Random", "getstate"})
                 or (owner in {"np.random", "numpy.random"} and name not in NUMPY_WITH_ADDRESS)
             )
             if draws and not seeded:

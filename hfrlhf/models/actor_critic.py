@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..core.masking import at_least_float32
 from ..experience import Rollout
@@ -75,6 +76,7 @@ class ActorCritic(nn.Module):
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
         self.value_head = zero_value_head(policy, value_model) if isinstance(value_model, str) else None
         self.has_value_adapter = value_model == "adapter"
+        self.stays_in_evaluation: list[nn.Module] = []  # noisy in training mode: see `training_mode`
         if isinstance(policy, PeftModel) and checkpoints_activations(causal_lm(policy)):
             self.activation_checkpointing_enable()  # once more, so that each block remembers its adapter
         if computes_here(policy):
@@ -160,6 +162,13 @@ class ActorCritic(nn.Module):
             if isinstance(model, PeftModel):
                 # A frozen embedding gives the first checkpointed block no input that needs a gradient.
                 model.enable_input_require_grads()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode as every module's, but for what is noisy in it."""
+        super().train(mode)
+        for module in self.stays_in_evaluation:
+            module.training = False
+        return self
 
     def _models(self) -> list[Any]:
         return [m for m in (self.policy, self.value_model) if m is not None]

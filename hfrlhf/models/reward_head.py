@@ -28,7 +28,9 @@ class ScoreHead(nn.Linear):
 
 def backbone_of(model: Any) -> nn.Module:
     """The transformer without its head; adapters stay in place."""
-    return without_wrapper(model).base_model
+    inner = without_wrapper(model)
+    # A text model whose class says the name of a larger model's part (Llama 4) has no base model by that name.
+    return inner.base_model if inner.base_model is not inner else getattr(inner, "model", inner)
 
 
 def head_of(model: Any) -> nn.Linear:

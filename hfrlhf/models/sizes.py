@@ -19,30 +19,27 @@ def without_adapters(module: Any) -> Any:
 
 def embeddings_of(model: Any) -> int:
     """How many token ids a model can read: rows of its input embedding, through adapters."""
-    layer = without_adapters(model.get_input_embeddings())
-    return _rows(layer, "num_embeddings")
+    return _shape(model.get_input_embeddings(), "num_embeddings", "embedding_dim")[0]
 
 
 def outputs_of(lm: Any) -> int:
     """How many tokens a language model has logits for: rows of its vocabulary head, through adapters."""
-    return _rows(without_adapters(lm.get_output_embeddings()), "out_features")
-
-
-def _rows(layer: nn.Module, attribute: str) -> int:
-    """By the weight where it is a matrix as it computes, else (packed into bits, or gathered only when it is used) by
-    the layer's own word for it."""
-    weight: Any = getattr(layer, "weight", None)
-    if weight is not None and weight.dim() == 2 and weight.is_floating_point():
-        return int(weight.shape[0])
-    return int(getattr(layer, attribute))
+    return _shape(lm.get_output_embeddings(), "out_features", "in_features")[0]
 
 
 def trunk_width(lm: Any) -> int:
-    """The width of a language model's last hidden states: what its vocabulary head reads (OPT-350M projects them)."""
-    head = without_adapters(lm.get_output_embeddings())
-    weight: Any = getattr(head, "weight", None)
-    plain = weight is not None and weight.dim() == 2 and weight.is_floating_point()
-    return int(weight.shape[1] if plain else head.in_features)
+    """The width of the last hidden states, which the vocabulary head reads. Some models project them (OPT-350M)."""
+    return _shape(lm.get_output_embeddings(), "out_features", "in_features")[1]
+
+
+def _shape(layer: nn.Module, rows: str, columns: str) -> tuple[int, int]:
+    """By the weight where it is a matrix as it computes, else (packed into bits, or gathered only when it is used) by
+    the layer's own words for it."""
+    inner = without_adapters(layer)
+    weight: Any = getattr(inner, "weight", None)
+    if weight is not None and weight.dim() == 2 and weight.is_floating_point():
+        return int(weight.shape[0]), int(weight.shape[1])
+    return int(getattr(inner, rows)), int(getattr(inner, columns))
 
 
 def device_of(model: Any) -> torch.device:

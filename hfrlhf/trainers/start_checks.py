@@ -21,6 +21,7 @@ from ..models.actor_critic import check_head
 from ..models.precision import MISMATCH_BOUNDS, precision_of
 from ..models.reference import Reference
 from ..models.response_states import causal_lm
+from ..models.training_mode import quieten
 from ..rewards.completions import Completions, RewardSource
 from ..rollout.examination import examined
 from ..rollout.generation import evaluation_mode
@@ -45,7 +46,9 @@ def check_roles(
     half: bool,
     autocast: Callable[[], AbstractContextManager],
 ) -> None:
-    """Try policy, critic, reference and reward models on a few rows; nothing is drawn, nothing is changed.
+    """Try policy, critic, reference and reward models on a few rows; nothing is drawn.
+
+    What is noisy in training mode is kept out of it from here on.
 
     Args:
         actor_critic: with its policy on the device where it will compute. reference: of that policy.
@@ -70,6 +73,7 @@ def check_roles(
             _compare("critic's value", together.values, _stacked([x.values for x in alone]), precision)
         if reference.exact:
             _check_reference(reference, together.logprobs, rollout, actor_critic.temperature, precision)
+        quieten(actor_critic, rollout, MISMATCH_BOUNDS[precision] / 10)  # nothing but the mode is another
     rollout = rollout.to("cpu")
     for source in rewards:
         scores = [source(describe(part)).float().cpu() for part in (rollout, *rollout.split(1))]

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -24,6 +26,7 @@ from hfrlhf import RewardConfig, RewardTrainer
 from hfrlhf.models.forward import UNWANTED_OUTPUTS, forward_flags
 from hfrlhf.models.loading import load_policy
 from hfrlhf.models.response_states import ResponseStates
+from hfrlhf.models.reward_head import backbone_of
 from hfrlhf.models.reward_model import last_token_scores, load_reward_model
 from tests.conftest import word_tokenizer
 
@@ -113,3 +116,12 @@ def test_reward_training_takes_a_mixture_of_experts_as_its_fine_tuning_left_it(f
         losses.append(trainer.train().training_loss)
         args.output_dir = str(tmp_path / "second")
     assert losses[0] == losses[1]
+
+
+def test_the_trunk_is_found_where_its_class_names_it_after_a_larger_models_part() -> None:
+    experts = {"intermediate_size_mlp": 32, "num_local_experts": 2, "head_dim": 8, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = load_policy(Llama4ForCausalLM(Llama4TextConfig(**SIZES, **experts)).eval())
+    assert model.base_model is model, "it has a base model of its own; the test shows nothing"
+    hidden = backbone_of(model)(input_ids=IDS, **forward_flags(backbone_of(model), use_cache=False)).last_hidden_state
+    torch.testing.assert_close(model.lm_head(hidden), model(IDS).logits)
