@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..experience import Rollout
+
+# What every sample that is shown or kept says of itself.
+SAMPLE_FIELDS = ("step", "prompt", "completion", "score")
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,16 @@ class Completions:
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
-    def examples(self, scores: Tensor, n: int) -> list[dict[str, Any]]:
-        """The first n as rows to show or to keep."""
+    def examples(
+        self, scores: Tensor, n: int, noted: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """The first n as rows to show or to keep, with what reward functions noted of each: column -> values."""
         rows = zip(self.prompts[:n], self.completions, scores.tolist(), strict=False)
-        return [{"prompt": prompt, "completion": completion, "score": score} for prompt, completion, score in rows]
+        return [
+            {"prompt": prompt, "completion": completion, "score": score}
+            | {column: values[i] for column, values in (noted or {}).items()}
+            for i, (prompt, completion, score) in enumerate(rows)
+        ]
 
 
 class RewardSource(Protocol):

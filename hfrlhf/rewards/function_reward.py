@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,19 +16,22 @@ import torch
 from torch import Tensor
 
 from .completions import Completions
+from .notes import RewardNotes
 
 
 @dataclass
 class FunctionReward:
     """A Python function `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
 
-    It is called with keywords; dataset columns come by their names. None means no opinion on that row.
+    It is called with keywords; dataset columns come by their names, and, as with TRL, `trainer_state`, `log_extra` and
+    `log_metric` (`rewards.notes`). It gets those it names, or all with `**kwargs`. None means no opinion on that row.
     """
 
     function: Callable[..., Any]
     name: str
     timeout: float | None = None  # seconds it may take
     around: Callable[[], AbstractContextManager[None]] = nullcontext  # entered for each call, on every process
+    notes: RewardNotes | None = None  # what it may note beside its scores
 
     def __call__(self, completions: Completions) -> Tensor:
         """[B] scores.
@@ -41,7 +44,8 @@ class FunctionReward:
         with self.around():
             if not completions.completions:  # a process whose share is empty; a user's function need not allow for it
                 return torch.zeros(0)
-            keywords = dict(completions.columns) | {
+            keywords = dict(completions.columns) | (self.notes.keywords() if self.notes else {})
+            keywords |= {
                 "prompts": completions.prompts,
                 "completions": completions.completions,
                 "completion_ids": completions.completion_ids,
@@ -127,6 +131,21 @@ def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return keywords
     return {p.name: keywords[p.name] for p in parameters if p.name in keywords}
+
+
+def check_columns(function: FunctionReward, columns: Iterable[str], dataset: str) -> None:
+    """Refuse a dataset's columns whose names are those of keywords that the function gets from the trainer.
+
+    Raises:
+        ValueError: the message names the column.
+    """
+    own = {"prompts", "completions", "completion_ids"} | RewardNotes(lambda: None).keywords().keys()
+    for column in sorted(own & set(columns)):
+        if column in accepted(function.function, {column: None}):
+            raise ValueError(
+                f"the {dataset} has a column {column!r}, and reward function {function.name!r} gets something else "
+                f"under that name from the trainer; rename the column: dataset.rename_column({column!r}, …)"
+            )
 
 
 def run_async(result: Awaitable[Any]) -> Any:

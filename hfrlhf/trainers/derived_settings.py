@@ -22,7 +22,7 @@ DERIVED = (DerivedInt, DerivedFloat)
 # What may be derived; everything else is as it was set.
 FIELDS = (
     *("rollout_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size", "num_ppo_epochs", "vf_coef"),
-    *("logging_steps", "eval_steps"),
+    *("logging_steps", "eval_steps", "critic_warmup_rollouts", "value_epochs"),
 )
 
 

@@ -154,7 +154,6 @@ POLICY_SETTINGS: Mapping[str, str] = (
         "trust_remote_code": _NO_CODE,
         **dict.fromkeys(("is_peft_model", "is_encoder_decoder"), "none: the model itself says so"),
         **dict.fromkeys(("optimize_cuda_cache", "optimize_device_cache"), "torch_empty_cache_steps"),
-        "log_completions": "none: a script adds CompletionsCallback(trainer) from hfrlhf.trainers.callbacks",
         "num_completions_to_print": "none: a few responses of each rollout are kept and some are shown",
         **dict.fromkeys(("log_unique_prompts", "wandb_log_unique_prompts"), "none: every sample that is kept is shown"),
         "log_completions_hub_repo": "none: completions.jsonl goes to the Hub with the run (`push_to_hub`)",

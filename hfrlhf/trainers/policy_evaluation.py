@@ -84,5 +84,6 @@ def evaluate_prompts(trainer: Any, prompts: PromptSet, prefix: str) -> dict[str,
         rollout = concatenate(parts)
         seen = trainer.evaluate_rollout(rollout, *trainer.score(trainer.describe(rollout, prompts)))
     metrics = evaluation_metrics(trainer.gather(seen), prefix)
+    metrics |= {f"{prefix}_{name}": mean for name, mean in trainer.notes.means().items()}
     trainer.log(metrics | speed_metrics(prefix, started, num_samples=len(prompts)))
     return metrics

@@ -56,6 +56,7 @@ from .metrics import check_start, kl_per_response, rollout_metrics, timed
 from .old_names import POLICY_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
+from .reward_functions import hand_over
 from .rollout_loop import RolloutLoop
 from .sampler_guard import SamplerGuard
 from .start_checks import check_roles
@@ -165,9 +166,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()
-        for function in self.reward.sources:
-            if isinstance(function, FunctionReward):  # a user's code, which may fail on one process alone
-                function.around = partial(together, self.accelerator)
+        prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
+        self.notes = hand_over(self, {name: these.rows for name, these in prompts.items()})
         for source in [self.reference, *self.reward.sources]:
             if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
                 source.model.to(args.device)
@@ -206,7 +206,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
                 completions = self.describe(rollout, self.prompts)
                 scores, parts = self.score(completions)
                 evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
-        self.samples = completions.examples(scores, 4)
+        self.samples = completions.examples(scores, 4, self.notes.columns)
+        self.metrics.update(self.notes.means())
         return self.shape_and_estimate(self.gather(evaluated))
 
     def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
@@ -217,9 +218,11 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
 
     def score(self, completions: Completions) -> tuple[Tensor, Tensor]:
         """[B] weighted scores of the reward functions, and [B,S] what each of them said."""
+        self.notes.begin()
         parts = {name: part.float().cpu() for name, part in self.reward.parts(completions).items()}
         with together(self.accelerator):
             scores = self.reward.combine(parts)
+            self.notes.check(len(scores))
         return scores, torch.stack(list(parts.values()), -1)
 
     @torch.no_grad()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import MISSING
 from numbers import Real
 from typing import Any
 
 from ..core.kl import KL_ESTIMATORS, KL_PLACES, kl_lacks
 from ..core.masking import LOSS_ITEMS
 from ..experience import OLD_LOGPROBS
+from .derived_settings import default_of
 
 INF = float("inf")
 # Numbers of things.
@@ -66,9 +66,7 @@ RANGES = {
 
 def is_set(args: Any, name: str) -> bool:
     """Whether a field has another value than its class has by default; a subclass may have defaults of its own."""
-    declared = type(args).__dataclass_fields__[name]
-    default = declared.default if declared.default_factory is MISSING else declared.default_factory()
-    return bool(getattr(args, name) != default)
+    return bool(getattr(args, name) != default_of(args, name))
 
 
 def _is_finite_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from ..hub.plain_text import printable
 
 MIB = 2**20
+FEW_ROLLOUTS = 3  # a run with less of them is hardly meant to train
 
 
 def start_report(trainer: Any) -> str:
@@ -28,7 +29,21 @@ def start_report(trainer: Any) -> str:
         f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
         "optimiser; activations come on top",
     ]
-    return printable("\n".join(lines))
+    return printable("\n".join([*lines, *_short_run(args, planned_steps(trainer))]))
+
+
+def _short_run(args: Any, steps: int) -> list[str]:
+    """A line about a run of less than `FEW_ROLLOUTS`, which often comes of taking optimiser steps for rollouts."""
+    each = args.steps_per_rollout
+    if steps >= FEW_ROLLOUTS * each:
+        return []
+    rollouts = f"{steps / each:.2g} rollout{'' if steps == each else 's'}"
+    asked = f"max_steps={args.max_steps}" if args.max_steps > 0 else f"num_train_epochs={args.num_train_epochs:g}"
+    return [
+        f"  ATTENTION  {asked} is {rollouts} only: a rollout takes {each} optimiser step{'s' if each > 1 else ''} = "
+        f"{_epochs(args)} × {args.num_mini_batches} mini-batches, and max_steps counts those. "
+        f"100 rollouts are max_steps={100 * each}"
+    ]
 
 
 def _prompts(trainer: Any) -> str:

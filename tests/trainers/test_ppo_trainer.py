@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hfrlhf.experience import Experience
 from hfrlhf.trainers.metrics import StartIsWrong
 from hfrlhf.trainers.sampler_guard import SamplerMismatch
+from hfrlhf.trainers.start_report import start_report
 from tests.trainers.helpers import load, parameters, prompts, reward, trainer, training_logs
 
 
@@ -91,6 +92,23 @@ def test_the_start_report_says_what_will_happen(tiny_model_folder, tmp_path, cap
     printed = capsys.readouterr().out
     for fact in ("16 episodes = 2 rollouts × 8", "6 optimiser steps", "2 epochs × 2 mini-batches of 4", "12 prompts"):
         assert fact in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_steps": 2}, "max_steps=2 is 0.5 rollouts only: a rollout takes 4 optimiser steps = 2 epochs × 2 mini-"),
+        ({"max_steps": 4}, "max_steps=4 is 1 rollout only"),
+        ({"max_steps": -1, "num_train_epochs": 0.5}, "num_train_epochs=0.5 is 1 rollout only"),
+        ({"max_steps": 12}, None),
+        ({"max_steps": 3, "num_ppo_epochs": 1, "num_mini_batches": 1}, None),
+    ],
+)
+def test_a_run_of_hardly_a_rollout_is_said_loudly(tiny_model_folder, tmp_path, changes, said):
+    report = start_report(trainer(str(tiny_model_folder), tmp_path, **changes))
+    attention = [line for line in report.splitlines() if "ATTENTION" in line]
+    assert len(attention) == (said is not None) and (said or "") in report
+    assert not attention or "100 rollouts are max_steps=400" in attention[0]
 
 
 def test_a_reference_that_is_not_the_start_stops_the_run(tiny_model_folder, tmp_path):
