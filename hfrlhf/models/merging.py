@@ -16,6 +16,7 @@ from .libraries import keep_training_format
 from .names import as_name, is_adapter, loading_options
 from .quantization import is_quantized, saved_quantization
 from .quiet import quietly
+from .savable import repair_generation_config
 from .sizes import embeddings_of
 
 PROBE_TOKENS = 64
@@ -103,6 +104,7 @@ def _base(name: str) -> Any:
     place = config.base_model_name_or_path
     base = AutoModelForCausalLM.from_pretrained(place, **loading_options(place, how))
     keep_training_format(base)
+    repair_generation_config(base)
     return_records(base)
     return base
 

@@ -59,6 +59,7 @@ from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, 
 from .reward_functions import hand_over
 from .rollout_loop import RolloutLoop
 from .sampler_guard import SamplerGuard
+from .saving_checks import check_saving_policy
 from .start_checks import check_roles
 from .trainer_checks import check_trainer
 from .unknown_names import checks_names
@@ -180,6 +181,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         )
         show_on_bar(self, short_names())
         self.start_loop()
+        check_saving_policy(self)
         self.roles_tried = False
         if next(self.model.policy.parameters()).device.type == args.device.type:
             self.try_roles()

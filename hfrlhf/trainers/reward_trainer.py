@@ -40,6 +40,7 @@ from .reward_config import RewardConfig
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
 from .run_files import files_of_pairs
+from .saving_checks import check_saving_reward
 from .trainer_checks import check_settings_class
 from .unknown_names import checks_names
 
@@ -117,6 +118,7 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
         check_strategy(self.accelerator, args)
         check_sharding(self.accelerator)
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
+        check_saving_reward(self)
 
     # ---- Pairs in -----------------------------------------------------------------------------------------------
 
