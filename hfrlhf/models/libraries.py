@@ -34,7 +34,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import cached_file, find_adapter_config_file
 
 __all__ = [
@@ -69,10 +69,12 @@ __all__ = [
     "keep_columns",
     "keep_training_format",
     "losses_of",
+    "memory_tracker",
     "name_or_path",
     "optional_file",
     "set_last_rates",
     "set_losses",
+    "speed_metrics",
     "unsplit_blocks",
     "validate_repo_id",
     "without_deepspeed_config",
@@ -132,6 +134,11 @@ def keep_training_format(model: Any) -> None:
 def losses_of(trainer: Any) -> tuple[Tensor, float, int]:
     """What `train_loss` is made of: the losses since the last log, those logged, and the step of the last log."""
     return trainer._tr_loss, trainer._total_loss_scalar, trainer._globalstep_last_logged
+
+
+def memory_tracker(trainer: Any) -> Any:
+    """What `skip_memory_metrics=False` measures with; its methods look at the name of the method that calls them."""
+    return trainer._memory_tracker
 
 
 def set_losses(trainer: Any, pending: Tensor, total: float, logged: int) -> None:

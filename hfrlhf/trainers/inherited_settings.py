@@ -14,7 +14,6 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
-from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .derived_settings import default_of
 
@@ -216,7 +215,7 @@ def check_accelerator_config(args: Any, owner: str) -> None:
     Raises:
         ValueError: another value than accelerate's default where it would not be followed.
     """
-    given, default = args.accelerator_config.to_dict(), AcceleratorConfig().to_dict()
+    given, default = args.accelerator_config.to_dict(), type(args.accelerator_config)().to_dict()
     for name, value in given.items():
         if name not in ACCELERATOR_FOLLOWED and value != default.get(name):
             raise ValueError(

@@ -6,10 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.trainer_utils import speed_metrics
-
 from ..data.prompts import PromptSet, prepare_prompts
 from ..experience import concatenate
+from ..models.libraries import speed_metrics
 from .metrics import evaluation_metrics
 
 # One set of prompts, several by name, or none.

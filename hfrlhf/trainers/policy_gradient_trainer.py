@@ -39,6 +39,7 @@ from ..models.checks import (
     check_vocabulary,
     warn_of_other_stops,
 )
+from ..models.libraries import memory_tracker
 from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.precision import mismatch_bound
 from ..models.reference import make_reference
@@ -405,10 +406,10 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         prompts = chosen_prompts(self, eval_dataset)
         if isinstance(prompts, dict):
             return evaluate_each(self, prompts, metric_key_prefix)
-        self._memory_tracker.start()  # it looks at the name of the method that calls it
+        memory_tracker(self).start()
         metrics = evaluate_prompts(self, prompts, metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._memory_tracker.stop_and_update_metrics(metrics)
+        memory_tracker(self).stop_and_update_metrics(metrics)
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

@@ -221,6 +221,26 @@ def test_set_losses(tmp_path: Path) -> None:
     assert result._replace(training_loss=1.0).training_loss == 1.0
 
 
+def test_memory_tracker(tmp_path: Path) -> None:
+    class Measured(Trainer):
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            metrics: dict[str, float] = {}
+            libraries.memory_tracker(self).start()
+            libraries.memory_tracker(self).stop_and_update_metrics(metrics)
+            return metrics
+
+    model = torch.nn.Linear(1, 1)
+    settings = {"use_cpu": True, "report_to": "none"}
+    assert Measured(model, TrainingArguments(str(tmp_path), **settings)).evaluate() == {}
+    measured = Measured(model, TrainingArguments(str(tmp_path), skip_memory_metrics=False, **settings)).evaluate()
+    assert "eval_mem_cpu_alloc_delta" in measured
+
+
+def test_speed_metrics() -> None:
+    found = libraries.speed_metrics("eval", 0.0, num_samples=3)
+    assert found["eval_samples_per_second"] == pytest.approx(3 / found["eval_runtime"], abs=1e-3)
+
+
 def test_keep_columns(tmp_path: Path) -> None:
     built = stock_trainer(tmp_path)
     assert set(next(iter(built.get_train_dataloader()))) == {"x"}
