@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer
 
 from ..core.preference_losses import pairwise_loss
-from ..data.preferences import IDS, REPEATED, PairCollator, pad_right, prepare_pairs
+from ..data.preferences import REPEATED, PairCollator, pad_right
 from ..evaluation.pairwise_accuracy import score_metrics
 from ..hub.model_card import write_model_card
 from ..models.forward import forward_flags
-from ..models.libraries import TRAINING_ARGS_NAME, keep_columns
+from ..models.libraries import TRAINING_ARGS_NAME
 from ..models.loading import load_tokenizer
 from ..models.quiet import quietly
 from ..models.reward_model import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
@@ -37,6 +36,7 @@ from .launch_checks import check_same_everywhere, check_strategy
 from .old_names import REWARD_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .reward_config import RewardConfig
+from .reward_data import RewardData
 from .reward_setup import longest_input, reward_card, trainable_reward_model
 from .reward_state import RewardState
 from .run_files import files_of_pairs
@@ -50,7 +50,7 @@ REFERENCE_ROWS = 1024  # chosen responses over which the scores are normalised (
 SMALLEST_STD = 1e-6  # scores that spread less are all the same; dividing by that would only blow up rounding errors
 
 
-class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
+class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Trainer):
     """Trains a reward model on pairs of a chosen and a rejected response.
 
     Args:
@@ -119,24 +119,6 @@ class RewardTrainer(RewardState, GuardedUpdates, OptimizerDuties, Trainer):
         check_sharding(self.accelerator)
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
         check_saving_reward(self)
-
-    # ---- Pairs in -----------------------------------------------------------------------------------------------
-
-    def prepare(self, dataset: Any, name: str) -> Any:
-        """Tokenised pairs of a raw dataset, or of each in a dict; what is prepared already (or a name) passes."""
-        if isinstance(dataset, dict) and name != "train":
-            return {key: self.prepare(part, f"{name} {key}") for key, part in dataset.items()}
-        if dataset is None or isinstance(dataset, str) or set(IDS) <= set(getattr(dataset, "column_names", None) or []):
-            return dataset
-        pairs = prepare_pairs(dataset, self.processing_class, self.max_length, name)
-        self.dropped[name] = pairs.dropped
-        return pairs.dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        keep_columns(self, [*IDS, "length", "margin"])  # what the collator and the sampler read
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        return SequentialSampler(eval_dataset)  # grouped by length, predictions would not come in the order of the data
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """To the device, without casting: under DeepSpeed a cast would round margins."""
