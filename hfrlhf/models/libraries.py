@@ -30,6 +30,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+from transformers import cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -39,6 +40,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 __all__ = [
     "DROPOUT_MODULE",
+    "EMPTY_LAYER",
     "METRIC_HOOKS",
     "MODEL_HOOKS",
     "SAFETENSORS_WEIGHTS_NAME",
@@ -85,6 +87,11 @@ __all__ = [
 
 # The class that every nn.Dropout variant derives from.
 DROPOUT_MODULE = nn.modules.dropout._DropoutNd
+
+
+# The class of a cache's layer that keeps nothing, because its model's layer reads another's (Gemma 3n) or has no state;
+# transformers < 5.24 has none, and such layers are empty ones of the kind of the others.
+EMPTY_LAYER: type = getattr(cache_utils, "DummyLayer", DynamicLayer)
 
 
 def name_or_path(config: Any) -> str:

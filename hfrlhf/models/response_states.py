@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,19 @@ from ..core.masking import at_least_float32
 from ..experience import Rollout, left_aligned
 from .forward import forward_flags
 
-# What some architectures do to the output of their vocabulary head, by the config field that says so.
-LOGIT_TRANSFORMS = {
-    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
-    "logits_soft_cap": lambda logits, cap: cap * torch.tanh(logits / cap),
+
+def _cap(logits: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(logits / cap)
+
+
+# What some architectures do to their vocabulary head's output, by the config field that says so; scales come first.
+LOGIT_TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logit_scale": lambda logits, scale: logits * scale,
+    "lm_head_multiplier": lambda logits, scale: logits * scale,
     "logits_scaling": lambda logits, scale: logits / scale,
+    "final_logit_softcapping": _cap,
+    "logits_soft_cap": _cap,
+    "output_logit_soft_cap": _cap,
 }
 
 

@@ -175,6 +175,8 @@ def join(caches: list[Any], joined: DynamicCache, width: int) -> None:
     """Put the rows of several caches below each other in an empty one, padded on the left to a common width."""
     for index in range(len(joined.layers)):
         layers: list[Any] = [cache.layers[index] for cache in caches]
+        if layers[0].keys is None:  # it reads another layer's (Gemma 3n)
+            continue
         keys = [pad(layer.keys, (0, 0, width - layer.keys.shape[-2], 0)) for layer in layers]
         values = [pad(layer.values, (0, 0, width - layer.values.shape[-2], 0)) for layer in layers]
         joined.update(torch.cat(keys), torch.cat(values), index)

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from ..core.masking import at_least_float32
 from ..experience import Prompts
 from ..models.forward import forward_flags
-from ..models.libraries import Cache, DynamicLayer, DynamicSlidingWindowLayer, is_stateful
+from ..models.libraries import EMPTY_LAYER, Cache, DynamicLayer, DynamicSlidingWindowLayer, is_stateful
 from ..models.precision import mismatch_bound
 from ..models.response_states import causal_lm
 from ..models.sizes import device_of, embeddings_of
@@ -68,7 +68,8 @@ def _examine(model: Any) -> Decoding:
     if not expected.isfinite().all():  # weights that are not finite are the sampler's to report
         return Decoding(state, options, leaves=state is None)
     if state is None:
-        _refuse_lost_cache(lm)
+        if outputs:
+            _refuse_lost_cache(lm)
         return _without_state(model, tokens, expected)
     for candidate in _candidates(Decoding(state, options), outputs[state]):
         off = mismatch(model, tokens, candidate, expected, ALL_TOGETHER if candidate.pads else EQUAL_LENGTHS)
@@ -149,10 +150,11 @@ def _first_forward(model: Any, ids: Tensor) -> tuple[tuple[str, ...], Any]:
         try:
             given = {name: values[name] for name in options}
             return options, model(input_ids=ids, **forward_flags(model, use_cache=True), **given)
-        except TypeError:
-            if not options:
-                raise
-    raise AssertionError("the last options are none")
+        except TypeError:  # an argument that it does not know
+            continue
+        except (RuntimeError, ValueError, IndexError, AttributeError):  # it cannot begin with a state
+            break
+    return (), {}
 
 
 def _state_in(outputs: Any) -> str | None:
@@ -164,8 +166,8 @@ def _state_in(outputs: Any) -> str | None:
 
 def _candidates(found: Decoding, state: Any) -> Iterator[Decoding]:
     """The ways to decode with a state, the fastest first."""
-    is_plain = type(state) is DynamicCache
-    if is_plain and {type(layer) for layer in state.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}:
+    plain = {DynamicLayer, DynamicSlidingWindowLayer, EMPTY_LAYER}
+    if type(state) is DynamicCache and {type(layer) for layer in state.layers} <= plain:
         yield found
     yield replace(found, leaves=False)
     yield replace(found, leaves=False, masks_steps=False)

@@ -24,6 +24,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -170,6 +172,22 @@ def test_caches(lm: Any) -> None:
         for layer in cache.layers:
             assert layer.keys.shape[:2] == layer.values.shape[:2] == (1, 2)
         assert cache.layers[0].keys.shape[2] == (5 if model is lm else 2)
+
+
+def test_empty_layer() -> None:
+    """`EMPTY_LAYER`: what stands in a cache for a layer that reads another's keys and values."""
+    sizes = {"hidden_size": 16, "intermediate_size": [32] * 4, "num_hidden_layers": 4, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 20, "vocab_size_per_layer_input": 20}
+    sizes |= {"hidden_size_per_layer_input": 4, "laurel_rank": 4, "altup_num_inputs": 2}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = Gemma3nTextConfig(
+        **sizes, num_kv_shared_layers=2, layer_types=kinds, activation_sparsity_pattern=[0.0] * 4, sliding_window=3
+    )
+    outputs = Gemma3nForCausalLM(config)(torch.tensor([[4, 5, 6, 7]]), use_cache=True)
+    [cache] = [value for value in outputs.values() if isinstance(value, libraries.Cache)]
+    plain = {libraries.DynamicLayer, libraries.DynamicSlidingWindowLayer, libraries.EMPTY_LAYER}
+    assert {type(layer) for layer in cache.layers} <= plain
+    assert all(layer.keys is None for layer in cache.layers[2:])
 
 
 def test_base_tuner_layer(lm: Any) -> None:

@@ -55,6 +55,14 @@ KINDS: dict[str, Callable[[], Any]] = {
         )
     ),
     "mixture of experts": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**ROPE, num_local_experts=4, **NO_IDS)),
+    "layers that read another's": lambda: tf.Gemma3nForCausalLM(
+        tf.Gemma3nTextConfig(
+            vocab_size=V, vocab_size_per_layer_input=V, hidden_size=32, hidden_size_per_layer_input=4, laurel_rank=4,
+            intermediate_size=[48] * 4, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=6,
+            altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 4,
+        )
+    ),
     "convolution and attention": lambda: tf.Lfm2ForCausalLM(
         tf.Lfm2Config(**ROPE, layer_types=["conv", "full_attention"], conv_L_cache=3, **NO_IDS)
     ),
@@ -95,9 +103,21 @@ KINDS: dict[str, Callable[[], Any]] = {
             attention_window_size=6, **NO_STOPS,
         )
     ),
+    "a state that it cannot begin with": lambda: tf.xLSTMForCausalLM(
+        tf.xLSTMConfig(
+            vocab_size=V, hidden_size=32, num_heads=2, num_hidden_layers=2, chunk_size=8,
+            chunkwise_kernel="chunkwise--native_autograd", sequence_kernel="native_sequence__native",
+            step_kernel="native",
+        )
+    ),
     "no state at all": lambda: tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(**GPT)),
 }  # fmt: skip
-WITHOUT_STATE = {"a state that rows spoil for each other", "a state inside the model", "no state at all"}
+WITHOUT_STATE = {
+    "a state that it cannot begin with",
+    "a state that rows spoil for each other",
+    "a state inside the model",
+    "no state at all",
+}
 
 
 def built(kind: str) -> Any:
