@@ -38,9 +38,8 @@ LEVELS = {
 # The only file that may import an optional package; None where a library of ours reaches it for us (`--report_to`).
 HOMES = {
     "bitsandbytes": "hfrlhf/models/libraries.py",
-    "vllm": "hfrlhf/rollout/vllm_generation.py",
     "deepspeed": "hfrlhf/models/libraries.py",
-    **dict.fromkeys(["aim", "clearml", "comet_ml", "dvclive", "mlflow", "tensorboard", "trackio", "wandb"]),
+    **dict.fromkeys(["aim", "clearml", "comet_ml", "dvclive", "mlflow", "tensorboard", "trackio", "vllm", "wandb"]),
 }
 
 CORE_MAY_IMPORT = {"hfrlhf", "torch", "numpy"} | sys.stdlib_module_names

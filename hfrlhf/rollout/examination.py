@@ -159,8 +159,9 @@ def _first_forward(model: Any, ids: Tensor) -> tuple[tuple[str, ...], Any]:
 
 def _state_in(outputs: Any) -> str | None:
     """The name of the state among the outputs; None where there is none that we know of."""
-    caches = [name for name, value in outputs.items() if isinstance(value, Cache)]
-    named = [name for name in STATE_NAMES if outputs.get(name) is not None]
+    given = dict(outputs.items())  # to be asked for an old name, the record itself would complain
+    caches = [name for name, value in given.items() if isinstance(value, Cache)]
+    named = [name for name in STATE_NAMES if given.get(name) is not None]
     return next(iter(caches + named), None)
 
 
