@@ -14,8 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from accelerate.utils import gather_object
-
+from ..models.libraries import gather_object
 from .completions import SAMPLE_FIELDS
 
 # Names of numbers that a trainer logs by itself; those of a family begin alike.
