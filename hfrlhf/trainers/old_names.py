@@ -40,6 +40,13 @@ _OF_TRANSFORMERS_4 = {
     "save_safetensors": "none: weights are always saved as safetensors",
     "logging_dir": "none: the tracker decides (TENSORBOARD_LOGGING_DIR in the environment)",
     "group_by_length": "train_sampling_strategy='group_by_length'",
+    "torchdynamo": "torch_compile_backend",
+    "include_tokens_per_second": "include_num_input_tokens_seen",
+    **dict.fromkeys(("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"), "fsdp_config"),
+    **dict.fromkeys(
+        ("half_precision_backend", "fp16_backend", "fp16_opt_level"), "none: bf16 and fp16 are torch's own autocast"
+    ),
+    **dict.fromkeys(("use_mps_device", "tpu_num_cores"), "none: the device that is there is found, unless `use_cpu`"),
 }
 
 

@@ -38,10 +38,13 @@ def refuse_unknown(given: Iterable[str], function: Callable[..., Any], table: Ma
     unknown = [name for name in given if name not in parameters and (name in table or not takes_any)]
     if not unknown:
         return
-    said = [f"{name!r}; {hint(name, parameters, table) or f'help({owner}) lists what there is'}" for name in unknown]
-    if len(said) == 1:
+    alike: dict[str, list[str]] = {}  # names of which the same is to be said
+    for name in unknown:
+        alike.setdefault(hint(name, parameters, table) or f"help({owner}) lists what there is", []).append(repr(name))
+    said = [f"{', '.join(names)}; {words}" for words, names in alike.items()]
+    if len(unknown) == 1:
         raise TypeError(f"{owner} has no {said[0]}")
-    raise TypeError(f"{owner} has none of these {len(said)}:\n" + "\n".join(f"  {line}" for line in said))
+    raise TypeError(f"{owner} has none of these {len(unknown)}:\n" + "\n".join(f"  {line}" for line in said))
 
 
 def checks_names(arguments: Mapping[str, str], settings: type) -> Callable[[Init], Init]:

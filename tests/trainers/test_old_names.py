@@ -104,16 +104,18 @@ def test_what_a_table_names_is_there_and_what_it_replaces_is_not(table, ours, ar
 
 @pytest.mark.parametrize("settings", [PolicyGradientConfig, PPOConfig, TRPOConfig])
 def test_all_unknown_names_are_said_at_once(tmp_path, settings):
-    given = yaml.safe_load("{beta: 0.04, learning_rate: 1.0e-5, num_iterations: 2, learnin_rate: 1, use_vllm: true}")
+    given = yaml.safe_load(
+        "{beta: 0.04, learning_rate: 1.0e-5, num_iterations: 2, learnin_rate: 1, use_vllm: true, vllm_mode: server}"
+    )
     with pytest.raises(TypeError) as error:
         settings(output_dir=str(tmp_path), use_cpu=True, **given)
     assert str(error.value).splitlines() == [
-        f"{settings.__name__} has none of these 4:",
+        f"{settings.__name__} has none of these 5:",
         "  'beta'; its name here is: " + POLICY_SETTINGS["beta"],
         "  'num_iterations'; its name here is: num_ppo_epochs",
         "  'learnin_rate'; did you mean learning_rate?",
-        "  'use_vllm'; there is none here: responses are sampled in the training process itself, by no engine beside "
-        "it",
+        "  'use_vllm', 'vllm_mode'; there is none here: responses are sampled in the training process itself, by no "
+        "engine beside it",
     ]
 
 
