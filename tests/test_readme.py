@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from hfrlhf import PolicyGradientTrainer, PPOTrainer
 from hfrlhf.algorithms import ALGORITHMS, algorithm_table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -40,6 +42,24 @@ def test_the_script_trains_and_saves(tiny_model_folder, tmp_path, monkeypatch):
     small = code.replace("rollout_batch_size=64", "rollout_batch_size=8, max_steps=4, use_cpu=True, save_strategy='no'")
     exec(compile(small.replace("max_completion_length=128", "max_completion_length=4"), "README.md", "exec"), {})
     AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "mine")
+
+
+def test_the_scripts_reward_reads_texts_and_messages():
+    names: dict = {}
+    exec(script().split("trainer =")[0].split("from hfrlhf")[1].split("\n", 1)[1], names)
+    texts = ["please sit", "please, please!", ""]
+    expected = [1 - 0.1, 2 - 0.15, 0.0]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    for completions in (texts, messages):
+        found = names["polite_and_short"](completions=completions, prompts=texts, completion_ids=[[]] * 3)
+        assert found == pytest.approx(expected)
+
+
+def test_help_tells_what_a_reward_function_is_given():
+    for trainer in (PPOTrainer, PolicyGradientTrainer):
+        told = " ".join(pydoc.render_doc(trainer, renderer=pydoc.plaintext).split())
+        parts = ("keywords", "completion_ids", "reward_weights", "lists of one message", "chat_template_kwargs")
+        assert [part for part in parts if part not in told] == []
 
 
 @pytest.mark.parametrize("heading", ["Run it", "Test it"])

@@ -1,4 +1,4 @@
-"""What every kind of dataset needs: columns checked with errors that teach, texts turned into token ids."""
+"""What every kind of dataset needs: columns checked, with errors that teach."""
 
 from __future__ import annotations
 
@@ -67,30 +67,8 @@ def _is_chat(value: Any) -> bool:
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-
-
-def check_chat_template(tokenizer: Any, kind: str, name: str) -> None:
-    """Refuse chat data where the tokenizer cannot render it.
-
-    Raises:
-        ValueError: chat data and no chat template.
-    """
-    if kind == "chat" and not tokenizer.chat_template:
-        raise ValueError(
-            f"the {name} dataset holds chat messages, but the tokenizer has no chat template; set "
-            "`tokenizer.chat_template`, or give the data as text"
-        )
-
-
-def encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
-    """Token ids of texts, with the tokenizer's own special tokens if asked for, but never two BOS."""
-    encoded = tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
-    bos = tokenizer.bos_token_id
-    # A text that already begins with BOS gets no second one.
-    return [ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids for ids in encoded]
-
-
-def without_eos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """A prompt is not over: the EOS that some tokenizers append to every text does not belong."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    """With text, or with calls of tools in its place."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))

@@ -1,14 +1,14 @@
 """Preference pairs: columns `chosen` and `rejected` in, token ids and padded batches out.
 
-A response is tokenised at the boundary the policy will meet when it writes one: the prompt's own tokens first, then the
-rest, then EOS. The reward model thus reads in training what it will read when it scores samples (DETAILS 8).
+How a response is written as tokens is said in `responses.py`: the reward model reads in training what it will read when
+it scores samples (DETAILS 8).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .columns import check_chat_template, check_dataset, encode, kind_of_column, without_eos
+from .columns import check_dataset, kind_of_column
+from .responses import encode_responses
+from .templates import check_chat_template, check_template_columns, template_options
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ def prepare_pairs(dataset: Any, tokenizer: Any, max_length: int, name: str = "tr
 
     Args:
         dataset: columns `chosen` and `rejected`: responses to the column `prompt`, or prompt and response together
-            where there is no such column; text, or lists of chat messages. Optional `margin`: at least 0, reward units.
+            where there is no such column; text, or lists of chat messages, whose template also reads the columns
+            `tools` and `chat_template_kwargs`. Optional `margin`: at least 0, reward units.
         tokenizer: with an EOS token, and a chat template where the data is chat.
         max_length: tokens a side may have, EOS included.
         name: what to call the dataset in messages.
@@ -51,7 +54,8 @@ def prepare_pairs(dataset: Any, tokenizer: Any, max_length: int, name: str = "tr
     """
     kind = check_pairs(dataset, name)
     check_tokenizer(tokenizer, kind, name)
-    columns = [c for c in ("prompt", "chosen", "rejected", "margin") if c in dataset.column_names]
+    template_columns = check_template_columns(dataset, kind, name)
+    columns = [c for c in ("prompt", "chosen", "rejected", "margin", *template_columns) if c in dataset.column_names]
     tokenised = dataset.select_columns(columns).map(
         _tokenise,
         batched=True,
@@ -78,60 +82,13 @@ def prepare_pairs(dataset: Any, tokenizer: Any, max_length: int, name: str = "tr
 # ---- Tokens -------------------------------------------------------------------------------------------------------
 
 
-def encode_responses(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], kind: str) -> list[list[int]]:
-    """Token ids of prompts and their completions, ending with exactly one EOS.
-
-    Args:
-        prompts, completions: texts (kind "text"; an empty prompt where the completion holds everything) or lists of
-            chat messages (kind "chat").
-    """
-    rendered = [RENDERERS[kind](tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    heads, wholes = [head for head, _ in rendered], [head + tail for head, tail in rendered]
-    special = kind == "text"  # a chat template writes its special tokens itself
-    head_ids = [without_eos(tokenizer, ids) for ids in encode(tokenizer, heads, special)]
-    whole_ids = encode(tokenizer, wholes, special)
-    joined = []
-    for (_, tail), head, whole in zip(rendered, head_ids, whole_ids, strict=True):
-        # Where the prompt's tokens open the whole text, the rest is what a policy would write. Where a word grew over
-        # the boundary it is not, and the completion is tokenised by itself. (Doing that always would give a
-        # tokenizer that starts every text with a space one that nobody wrote.)
-        is_prefix = whole[: len(head)] == head
-        joined.append(whole if is_prefix else head + encode(tokenizer, [tail], special=False)[0])
-    return [_closed(tokenizer, ids) for ids in joined]
-
-
-def _render_text(tokenizer: Any, prompt: str, completion: str) -> tuple[str, str]:
-    return prompt, completion
-
-
-def _render_chat(tokenizer: Any, prompt: list[Any], completion: list[Any]) -> tuple[str, str]:
-    whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
-    head = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) if prompt else ""
-    # Some templates write a finished conversation otherwise than its beginning; then there is no boundary to keep.
-    return (head, whole[len(head) :]) if whole.startswith(head) else ("", whole)
-
-
-RENDERERS: dict[str, Callable[[Any, Any, Any], tuple[str, str]]] = {"text": _render_text, "chat": _render_chat}
-
-
-def _closed(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids up to one EOS: appended if absent, cut after it where only blanks or another EOS follow.
-
-    Chat templates write a newline after the end-of-turn token; a policy stops at the token itself.
-    """
-    eos = tokenizer.eos_token_id
-    if eos is None:  # a scorer from elsewhere; our own data is refused without one
-        return ids
-    end = len(ids)
-    while end and (ids[end - 1] == eos or not tokenizer.decode(ids[end - 1 : end]).strip()):
-        end -= 1
-    return [*ids[:end], eos] if eos in ids[end:] else [*ids, eos]
-
-
 def _tokenise(batch: Mapping[str, list[Any]], tokenizer: Any, kind: str) -> dict[str, list[Any]]:
     nothing: Any = "" if kind == "text" else []
     prompts = batch.get("prompt") or [nothing] * len(batch["chosen"])
-    chosen, rejected = (encode_responses(tokenizer, prompts, batch[side], kind) for side in ("chosen", "rejected"))
+    options = template_options(batch, len(prompts)) if kind == "chat" else None
+    chosen, rejected = (
+        encode_responses(tokenizer, prompts, batch[side], kind, options) for side in ("chosen", "rejected")
+    )
     lengths = [max(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)]
     return {"chosen_ids": chosen, "rejected_ids": rejected, "length": lengths}
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..core.randomness import permutation
 from ..experience import Prompts
-from .columns import check_chat_template, check_dataset, encode, kind_of_column, without_eos
+from .columns import check_dataset, kind_of_column
+from .encoding import encode
+from .templates import check_chat_template, check_template_columns, render, template_options
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +42,19 @@ class PromptSet:
 def prepare_prompts(dataset: Any, tokenizer: Any, max_prompt_length: int | None, name: str = "train") -> PromptSet:
     """Check a prompt dataset, tokenise it, leave out what is too long and say how much that was.
 
-    Text is encoded with the tokenizer's own special tokens, an EOS at its end excepted; chat by the tokenizer's chat
-    template, up to where the assistant begins to speak.
+    Text is encoded with the special tokens that the tokenizer puts in front; chat by the tokenizer's chat template, up
+    to where the assistant begins to speak.
 
     Args:
-        dataset: column `prompt`: text, or lists of chat messages. Other columns go to the reward functions.
+        dataset: column `prompt`: text, or lists of chat messages, whose template also reads the columns `tools` and
+            `chat_template_kwargs`. All other columns go to the reward functions.
         tokenizer: with a chat template where the data is chat.
         max_prompt_length: tokens a prompt may have, special tokens included; None for any number.
         name: what to call the dataset in messages.
 
     Raises:
-        TypeError: not a `datasets.Dataset`, or prompts that are neither text nor chat messages.
+        TypeError: not a `datasets.Dataset`, prompts that are neither text nor chat messages, or entries of the
+            template's columns that no template could take.
         ValueError: no column `prompt`, no rows, nulls, empty prompts, chats that end with the assistant, a tokenizer
             without chat template, or prompts that are all too long.
     """
@@ -61,7 +65,8 @@ def prepare_prompts(dataset: Any, tokenizer: Any, max_prompt_length: int | None,
     kind = kind_of_column(prompts, "prompt", name)
     check_chat_template(tokenizer, kind, name)
     _check_each(prompts, kind, name)
-    texts, ids = _encode_prompts(tokenizer, prompts, kind)
+    columns = {column: dataset[column][:] for column in check_template_columns(dataset, kind, name)}
+    texts, ids = _encode_prompts(tokenizer, prompts, kind, template_options(columns, len(prompts)))
     _check_not_empty(ids, name)
     kept = _short_enough(ids, max_prompt_length, name)
     return PromptSet(
@@ -141,12 +146,13 @@ def _check_each(prompts: list[Any], kind: str, name: str) -> None:
             )
 
 
-def _encode_prompts(tokenizer: Any, prompts: list[Any], kind: str) -> tuple[list[str], list[list[int]]]:
+def _encode_prompts(
+    tokenizer: Any, prompts: list[Any], kind: str, options: list[dict[str, Any]]
+) -> tuple[list[str], list[list[int]]]:
     """The prompts' texts and token ids."""
     if kind == "chat":
-        texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-        return texts, encode(tokenizer, texts, special=False)  # the template has written them
-    return prompts, [without_eos(tokenizer, ids) for ids in encode(tokenizer, prompts, special=True)]
+        prompts = [render(tokenizer, chat, row, prompt=True) for chat, row in zip(prompts, options, strict=True)]
+    return prompts, encode(tokenizer, prompts, special=kind == "text")  # a template writes its special tokens itself
 
 
 def _check_not_empty(ids: list[list[int]], name: str) -> None:

@@ -14,14 +14,15 @@ from rich.table import Table
 
 from ..core.kl import kl_penalty
 from ..core.masking import masked_sum
+from ..data.written import texts_of
 from ..evaluation.win_rate import WinRate
 from ..experience import Rollout
 from ..hub.model_card import CardFacts, escape, write_model_card
 from ..hub.plain_text import printable
 from ..models.loading import load_policy, load_tokenizer
 from ..models.reference import Reference, frozen
-from ..models.reward_model import last_token_scores, load_reward_model
 from ..reporting.screen import console, say
+from ..rewards.sources import Completions, reward_source
 from .gold import gold_score
 from .stages import respond
 
@@ -67,9 +68,9 @@ def compare(folder: Path, prompts: Sequence[str], settings: Mapping[str, Any]) -
 def judge(folder: Path, prompts: Sequence[str], rollout: Rollout) -> dict[str, list[Any]]:
     """Each response's text, its gold score, and the reward model's score."""
     tokenizer = load_tokenizer(None, str(folder / "sft"))
-    letters = tokenizer.batch_decode(rollout.completion_lists(), skip_special_tokens=True)
-    reward_model = load_reward_model(str(folder / "reward_model"))
-    scores = last_token_scores(reward_model, rollout.input_ids, rollout.attention_mask)
+    letters = texts_of(tokenizer, rollout)
+    rater = reward_source(str(folder / "reward_model"), tokenizer)
+    scores = rater(Completions(rollout, list(prompts), letters, rollout.completion_lists()))
     gold = [gold_score(prompt, letter) for prompt, letter in zip(prompts, letters, strict=True)]
     return {"letter": letters, "gold": gold, "score": scores.tolist()}
 

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from ..data.written import texts_of
 from ..models.libraries import broadcast_object_list
 from ..reporting.screen import say
 from . import report, stages, world
@@ -98,7 +99,7 @@ def make_pairs(folder: Path, prompts: tuple[str, ...], noise: float, settings: d
         stages.respond(folder / "sft", prompts, (settings["seed"], which, len(prompts)), length)
         for which in (_FIRST, _SECOND)
     ]
-    first, second = (tokenizer.batch_decode(r.completion_lists(), skip_special_tokens=True) for r in rollouts)
+    first, second = (texts_of(tokenizer, rollout) for rollout in rollouts)
     return label_pairs(prompts, first, second, noise, settings["seed"])
 
 

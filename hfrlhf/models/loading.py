@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import add_value_adapter
 from .checks import check_same_vocabulary, check_trainable
@@ -90,13 +90,13 @@ def _refuse_encoder_decoder(config: Any, name: str) -> None:
 
 
 def load_tokenizer(processing_class: Any, model: Any) -> Any:
-    """The given tokenizer, or the one saved with the model.
+    """The given tokenizer, that of the given processor, or the one saved with the model.
 
     Raises:
-        ValueError: none was given and the model's folder has none.
+        ValueError: none was given and the model's folder has none. TypeError: what was given is no tokenizer.
     """
     if processing_class is not None:
-        return processing_class
+        return tokenizer_of(processing_class)
     model = as_name(model)
     name = model if isinstance(model, str) else name_or_path(model.config)
     if not name:
@@ -105,6 +105,25 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """A tokenizer, or that of a processor (of a model that also takes images or sound), with the processor's template.
+
+    Raises:
+        TypeError: neither a tokenizer nor a processor that has one.
+    """
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return processing_class
+    tokenizer = getattr(processing_class, "tokenizer", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        kind = type(processing_class).__name__
+        raise TypeError(f"`processing_class` must be a tokenizer, or a processor that has one, got {kind}")
+    template = getattr(processing_class, "chat_template", None)
+    if template and not tokenizer.chat_template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 @quietly()

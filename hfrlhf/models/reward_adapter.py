@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .adapters import REWARD_ADAPTER, add_adapter, roles_of
 from .base_fingerprint import base_fingerprint, other_weights
 from .libraries import name_or_path, optional_file
 from .quantization import difference, quantization_of
-from .reward_building import ADAPTER_SETTINGS
+from .reward_building import ADAPTER_SETTINGS, ENDS_WITH_EOS
 from .reward_head import ScoreHead, without_wrapper
 
 logger = logging.get_logger(__name__)
@@ -23,8 +24,18 @@ logger = logging.get_logger(__name__)
 OWN_BASE = "own:"  # before a reward adapter's path: load it with a base of its own
 
 
-def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
-    """Load a reward adapter onto the policy's base, frozen; returns its head and its score's shift.
+@dataclass(frozen=True)
+class RewardRole:
+    """What a reward adapter brings beside its matrices: its head, its score's shift, and whether every response of its
+    training ended with EOS."""
+
+    head: nn.Linear
+    shift: float
+    ends_with_eos: bool
+
+
+def add_reward_adapter(policy: PeftModel, name: str) -> RewardRole:
+    """Load a reward adapter onto the policy's base, frozen.
 
     Args:
         policy: with its own adapter. name: folder or Hub name of what `RewardTrainer` saved with a `peft_config`.
@@ -54,7 +65,7 @@ def add_reward_adapter(policy: PeftModel, name: str) -> tuple[nn.Linear, float]:
         policy.delete_adapter(REWARD_ADAPTER)  # a policy in memory is left as it was
         raise
     set_peft_model_state_dict(policy, body, adapter_name=REWARD_ADAPTER)
-    return head, float(settings.get("reward_shift", 0.0))
+    return RewardRole(head, float(settings.get("reward_shift", 0.0)), bool(settings.get(ENDS_WITH_EOS, True)))
 
 
 def _refuse_more_than_lora(name: str, config: Any) -> None:

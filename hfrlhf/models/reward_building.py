@@ -26,6 +26,7 @@ from .reward_head import head_of, with_score_head, without_wrapper
 # Written beside an adapter, whose folder must have no config.json: with one, transformers would take the folder for a
 # whole model and look for its weights.
 ADAPTER_SETTINGS = "reward_model.json"
+ENDS_WITH_EOS = "reward_ends_with_eos"  # in a config: whether every response it was trained on ended with EOS
 
 
 def from_name(name: str, kwargs: dict[str, Any]) -> tuple[Any, bool]:
@@ -68,6 +69,7 @@ def _from_adapter(name: str, kwargs: dict[str, Any]) -> PeftModel:
     saved = optional_file(name, ADAPTER_SETTINGS)
     settings = json.loads(Path(saved).read_text(encoding="utf-8")) if saved else {}
     model.config.reward_shift = settings.get("reward_shift", 0.0)
+    setattr(model.config, ENDS_WITH_EOS, settings.get(ENDS_WITH_EOS, True))
     model.config.get_text_config().pad_token_id = settings.get("pad_token_id", model.config.pad_token_id)
     return model
 

@@ -24,16 +24,18 @@ from .names import as_name
 from .padding import with_padding_token
 from .quantization import quantization_of, save_quantization
 from .quiet import quietly
-from .reward_building import ADAPTER_SETTINGS, from_name, from_object
+from .reward_building import ADAPTER_SETTINGS, ENDS_WITH_EOS, from_name, from_object
 from .reward_head import backbone_of, head_of, init_reward_head, score_module
 from .sharding import check_whole, gathered, loaded_whole
 from .sizes import embeddings_of
 
 __all__ = [
     "backbone_of",
+    "ends_with_eos",
     "fold_normalization",
     "head_of",
     "init_reward_head",
+    "last_states",
     "last_token_scores",
     "load_reward_model",
     "reward_shift_of",
@@ -96,18 +98,25 @@ def last_token_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> 
 
     Shapes: input_ids, attention_mask [B,L] (at least one real token per row) -> [B] float32, reward units.
     """
+    with evaluating(model):
+        scores = score_module(model)(last_states(backbone_of(model), input_ids, attention_mask))
+    return scores.squeeze(-1).float() - reward_shift_of(model)
+
+
+def last_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B,d] hidden states of each row's last real token, wherever its padding lies and whatever it holds.
+
+    Shapes: input_ids, attention_mask [B,L], at least one real token per row.
+    """
     mask = attention_mask.bool()
     # Padding may hold an id outside the vocabulary, and positions count real tokens only (DETAILS 2, 3).
     ids = torch.where(mask, input_ids, 0)
     positions = {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
     last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(-1)
-    with evaluating(model):
-        backbone = backbone_of(model)
-        accepted = inspect.signature(backbone.forward).parameters  # models with ALiBi take no positions
-        extra = {name: value for name, value in positions.items() if name in accepted} | forward_flags(backbone, False)
-        hidden = backbone(ids, attention_mask=mask.long(), **extra).last_hidden_state
-        scores = score_module(model)(hidden[torch.arange(len(ids), device=ids.device), last])
-    return scores.squeeze(-1).float() - reward_shift_of(model)
+    accepted = inspect.signature(backbone.forward).parameters  # models with ALiBi take no positions
+    extra = {name: value for name, value in positions.items() if name in accepted} | forward_flags(backbone, False)
+    hidden = backbone(ids, attention_mask=mask.long(), **extra).last_hidden_state
+    return hidden[torch.arange(len(ids), device=ids.device), last]
 
 
 @contextmanager
@@ -125,6 +134,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def reward_shift_of(model: Any) -> float:
     """What is subtracted from the head's output to give the score; 0 for models that say nothing."""
     return float(getattr(model.config, "reward_shift", 0.0))
+
+
+def ends_with_eos(config: Any) -> bool:
+    """Whether a reward model was trained on responses that all end with EOS: so are ours and TRL's, and so is taken for
+    granted of any other whose config does not say `reward_ends_with_eos: false`."""
+    return bool(getattr(config, ENDS_WITH_EOS, True))
 
 
 # ---- Normalisation ---------------------------------------------------------------------------------
@@ -159,6 +174,7 @@ def save_adapter_settings(model: PeftModel, folder: str | Path) -> None:
     """Write beside an adapter what a whole reward model keeps in its config.json."""
     settings = {
         "reward_shift": reward_shift_of(model),
+        ENDS_WITH_EOS: ends_with_eos(model.config),
         "pad_token_id": model.config.get_text_config().pad_token_id,
         "quantization": quantization_of(model),
         "base_fingerprint": base_fingerprint(model),

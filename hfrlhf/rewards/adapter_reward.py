@@ -8,43 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..experience import Rollout, chunks_by_length
 from ..models.adapters import REWARD_ADAPTER, adapter
-from ..models.response_states import ResponseStates
 from ..models.reward_head import backbone_of
-from ..models.reward_model import evaluating
+from ..models.reward_model import evaluating, last_states
 from ..models.sizes import device_of
 from .completions import Completions
+from .reading import Reader, padded, scores_of
 
 
 @dataclass
 class AdapterReward:
-    """The score of a response's last token under the `reward` adapter (SPEC §2.1).
+    """The score of the last token that the `reward` adapter reads (SPEC §2.1, `reading.py`).
 
         r(x, y) = w·h_last + b − shift
 
-    It reads the policy's token ids exactly as sampled: base and vocabulary are the policy's own.
-
     Args:
         policy: with the adapter `reward`. name: in metrics. head: trained in float32. shift: subtracted from what
-            the head says. max_tokens: padded tokens per forward.
+            the head says. reader: of its tokenizer. max_tokens: padded tokens per forward.
     """
 
     policy: Any
     name: str
     head: nn.Linear
     shift: float
+    reader: Reader
     max_tokens: int = 4096
 
-    @torch.no_grad()
     def __call__(self, completions: Completions) -> Tensor:
-        """[B] scores, a few sequences of similar length at a time."""
-        rollout: Rollout = completions.rollout
-        device = device_of(self.policy)
-        scores = torch.zeros(len(rollout))
+        """[B] scores."""
+        scores = self.scores([row.ids for row in self.reader.read(completions)])
+        return scores.to(completions.rollout.input_ids.device)
+
+    def scores(self, rows: list[list[int]]) -> Tensor:
+        """[B] scores of rows of token ids, a few of similar length at a time."""
         with evaluating(self.policy), adapter(self.policy, REWARD_ADAPTER):
-            for rows in chunks_by_length(rollout.lengths, self.max_tokens):
-                states = ResponseStates.of(rollout.select(rows).to(device))
-                last = states.run(backbone_of(self.policy))[states.last]
-                scores[rows] = self.head.to(device)(last).squeeze(-1).float().cpu() - self.shift
-        return scores.to(rollout.input_ids.device)
+            return scores_of(rows, self.max_tokens, self._score)
+
+    @torch.no_grad()
+    def _score(self, ids: Tensor, mask: Tensor) -> Tensor:
+        device = device_of(self.policy)
+        last = last_states(backbone_of(self.policy), ids.to(device), mask.to(device))
+        return self.head.to(device)(last).squeeze(-1).float() - self.shift
+
+    def _inputs(self, completions: Completions) -> tuple[Tensor, Tensor]:
+        """ids [B,L] and mask [B,L], real tokens first: what is scored, to look at."""
+        return padded([row.ids for row in self.reader.read(completions)])

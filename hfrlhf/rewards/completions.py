@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..data.prompts import PromptSet
+from ..data.written import texts_of
 from ..experience import Rollout
 
 # What every sample that is shown or kept says of itself.
@@ -38,6 +40,18 @@ class Completions:
             | {column: values[i] for column, values in (noted or {}).items()}
             for i, (prompt, completion, score) in enumerate(rows)
         ]
+
+
+def completions_of(tokenizer: Any, rollout: Rollout, prompts: PromptSet) -> Completions:
+    """A rollout of some prompts as reward sources see it."""
+    numbers = rollout.row.tolist()
+    rows = prompts.rows.select(numbers)
+    rendered = [prompts.texts[row] for row in numbers] if prompts.is_chat else None
+    texts: list[Any] = texts_of(tokenizer, rollout, rendered)
+    if prompts.is_chat:
+        texts = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
+    return Completions(rollout, rows["prompt"][:], texts, rollout.completion_lists(), columns)
 
 
 class RewardSource(Protocol):

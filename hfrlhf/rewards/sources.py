@@ -17,13 +17,16 @@ from transformers import AutoTokenizer
 
 from ..models.dropout import disable_dropout
 from ..models.libraries import name_or_path
+from ..models.loading import tokenizer_of
 from ..models.names import as_name, is_adapter
 from ..models.reward_adapter import OWN_BASE, add_reward_adapter
 from ..models.reward_model import load_reward_model
+from ..models.sizes import embeddings_of
 from .adapter_reward import AdapterReward
 from .completions import Completions, RewardSource
 from .function_reward import FunctionReward
 from .model_reward import ModelReward
+from .reading import Reader
 
 __all__ = [
     "Completions",
@@ -97,8 +100,8 @@ def reward_source(
     Args:
         reward_funcs: a reward model (name, path or object), a callable, or a list of them.
         policy_tokenizer: the policy's tokenizer.
-        processing_classes: the reward models' tokenizers, in the order of `reward_funcs`; by default the one saved with
-            the model, else the policy's.
+        processing_classes: the reward models' tokenizers, in the order of `reward_funcs`; by default the one that the
+            model was trained with or that is saved with it, else the policy's.
         weights: one weight per source; 1 each by default.
         policy: where it has an adapter, a reward adapter given by its name or path is put on the same base (with
             `own:` before the name it gets a base of its own).
@@ -113,6 +116,7 @@ def reward_source(
     if not functions or reward_funcs is None:
         raise ValueError("`reward_funcs` is empty: pass a reward model, a Python function, or a list of them")
     tokenizers = _per_source(processing_classes, functions, "reward_processing_classes", None)
+    tokenizers = [given if given is None else tokenizer_of(given) for given in tokenizers]
     factors = _per_source(weights, functions, "reward_weights", 1.0)
     pairs = zip(functions, tokenizers, strict=True)
     sources = [_source(f, t, policy_tokenizer, max_tokens, policy, timeout) for f, t in pairs]
@@ -135,8 +139,10 @@ def _source(
     function = as_name(function.removeprefix(OWN_BASE) if own_base else function)
     if isinstance(policy, PeftModel) and not own_base and isinstance(function, str) and is_adapter(function, {}):
         _refuse_other_tokenizer(function, tokenizer, policy_tokenizer)
-        head, shift = add_reward_adapter(policy, function)
-        return AdapterReward(policy, Path(function).name, head, shift, max_tokens)
+        role = add_reward_adapter(policy, function)
+        own = tokenizer or _saved_tokenizer(function) or policy_tokenizer
+        reader = Reader(own, policy_tokenizer, embeddings_of(policy), role.ends_with_eos)
+        return AdapterReward(policy, Path(function).name, role.head, role.shift, reader, max_tokens)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
         return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)
     if not isinstance(function, str | torch.nn.Module):
@@ -149,7 +155,7 @@ def _source(
             "random scores; train a reward model from it with RewardTrainer (or recipes/reward.py) and pass that"
         )
     disable_dropout(model.requires_grad_(False).eval())
-    own = tokenizer or _saved_tokenizer(name) or policy_tokenizer
+    own = tokenizer or getattr(model, "trained_with", None) or _saved_tokenizer(name) or policy_tokenizer
     return ModelReward(model, Path(name).name or "reward_model", own, policy_tokenizer, max_tokens)
 
 

@@ -47,6 +47,7 @@ from ..models.score_gradients import score_gradient_sq_norms
 from ..models.sharding import check_own_rates, check_sharding
 from ..reporting.progress import show_on_bar
 from ..reporting.watched import short_names
+from ..rewards.completions import completions_of
 from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from .algorithm_checks import check_unsharded, check_value_model
@@ -57,6 +58,7 @@ from .metrics import check_start, kl_per_response, rollout_metrics, timed
 from .old_names import POLICY_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
+from .reward_checks import check_reading, ending_note
 from .reward_functions import hand_over
 from .rollout_loop import RolloutLoop
 from .sampler_guard import SamplerGuard
@@ -71,10 +73,13 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
 
     Args:
         model: policy: Hub name, local path, or a transformers/peft model. It is trained in place.
-        reward_funcs: reward model (name, path, object), callable
-            `f(prompts, completions, completion_ids, **columns) -> list[float | None]` (sync or async), or a list.
+        reward_funcs: reward model (name, path, object), function, or a list, summed with `args.reward_weights`. A
+            function `f(prompts, completions, completion_ids, **columns) -> list[float | None]` (sync or async) gets the
+            keywords it names: `completions` are texts, or for chats lists of one message, `[{"role": "assistant",
+            "content": …}]`; `completion_ids` end with the stop token; `columns` are the dataset's others.
         args: settings.
-        train_dataset: column `prompt` (text or chat messages); other columns reach the reward functions.
+        train_dataset: column `prompt` (text or chat messages); other columns reach the reward functions, `tools` and
+            `chat_template_kwargs` the chat template.
         eval_dataset: as `train_dataset`, or a dict of such by name; sampled and scored by `evaluate()`.
         processing_class: tokenizer; by default the one saved with the model.
         reward_processing_classes: tokenizers of the reward models, where they are not saved with them.
@@ -156,6 +161,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         check_strategy(self.accelerator, args)
         check_sharding(self.accelerator)
         check_own_rates(self.accelerator)
+        check_reading(self.reward.sources, {"train dataset": self.prompts} | prompt_sets(self.eval_prompts))
         texts = {"tokens of the train prompts": self.prompts.ids, "train dataset": self.prompts.rows}
         texts |= {name: prompts.rows for name, prompts in prompt_sets(self.eval_prompts).items()}
         check_same_everywhere(args, texts)
@@ -208,10 +214,13 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             with timed(self.metrics, "time/score"):
                 completions = self.describe(rollout, self.prompts)
                 scores, parts = self.score(completions)
+                self.first_note = ending_note(self, completions)
                 evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
         self.samples = completions.examples(scores, 4, self.notes.columns)
         self.metrics.update(self.notes.means())
-        return self.shape_and_estimate(self.gather(evaluated))
+        seen = self.gather(evaluated)
+        self.equal_scores.look(self, seen.parts)
+        return self.shape_and_estimate(seen)
 
     def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
         """One response per prompt from the policy, its randomness a function of the address."""
@@ -324,13 +333,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
 
     def describe(self, rollout: Rollout, prompts: Any) -> Completions:
         """The rollout as reward functions see it: texts or chat messages, token ids, and the dataset's columns."""
-        rows = prompts.rows.select(rollout.row.tolist())
-        ids = rollout.completion_lists()
-        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-        if prompts.is_chat:
-            texts = [[{"role": "assistant", "content": text}] for text in texts]
-        columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
-        return Completions(rollout, rows["prompt"][:], texts, ids, columns)
+        return completions_of(self.processing_class, rollout, prompts)
 
     # ---- The objective ------------------------------------------------------------------------------------------
 

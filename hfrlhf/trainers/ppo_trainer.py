@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from .configs import PPOConfig
+from .documentation import with_arguments_of
 from .policy_gradient_trainer import PolicyGradientTrainer
 
 
+@with_arguments_of(PolicyGradientTrainer)
 class PPOTrainer(PolicyGradientTrainer):
     """Proximal policy optimisation of a language model (Schulman 2017; Ziegler 2019; SPEC §7).
 
-    Everything is `PolicyGradientTrainer`'s; `PPOConfig` names the algorithm and its usual numbers.
+    The loop is `PolicyGradientTrainer`'s; `PPOConfig` names the algorithm and its usual numbers.
     """
 
     CONFIG = PPOConfig

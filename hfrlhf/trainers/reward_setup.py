@@ -15,6 +15,7 @@ from ..models.checks import check_vocabulary
 from ..models.libraries import name_or_path
 from ..models.positions import positions_of
 from ..models.quantization import prepare_quantized, refuse_untrainable
+from ..models.reward_building import ENDS_WITH_EOS
 from ..models.reward_model import load_reward_model
 from .reward_config import RewardConfig
 
@@ -41,6 +42,7 @@ def trainable_reward_model(
     if quantization_config is not None:
         by_name = {"quantization_config": quantization_config}
     reward_model = load_reward_model(model, tokenizer, args.seed, **by_name)
+    setattr(reward_model.config, ENDS_WITH_EOS, True)  # so are all responses encoded (`data.responses`)
     check_vocabulary(reward_model, tokenizer, "reward model")
     refuse_untrainable(reward_model, peft_config)
     if peft_config is None:

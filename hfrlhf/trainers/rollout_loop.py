@@ -38,6 +38,7 @@ from .health import UpdateGuard, mini_batch_for_inspection
 from .interruption import Interruption
 from .metrics import Metrics, check_first_ratio
 from .optimizer_duties import is_class
+from .reward_checks import EqualScores
 from .run_files import RunFiles, curves_title
 from .run_state import Cycle, RunState
 from .start_report import first_rollout_report
@@ -64,6 +65,7 @@ class RolloutLoop(RunState):
         self.card: dict[str, Any] = {}  # what a recipe knows and the model card should say
         self.cycle = None
         self.guard = UpdateGuard(self)
+        self.equal_scores, self.first_note = EqualScores(), ""  # what is noticed of the rewards
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
         self.step_loss = 0.0
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
@@ -266,7 +268,8 @@ class RolloutLoop(RunState):
             is_half = args.bf16 or args.fp16 or self.unwrapped().policy.dtype.itemsize < 4
             check_first_ratio(deviation, is_half)
         if self.state.global_step == 0 and self.is_world_process_zero():
-            say(first_rollout_report(self.metrics.pending["objective/kl"][0], means["policy/ratio"]))
+            kl_at_start = self.metrics.pending["objective/kl"][0]
+            say(first_rollout_report(kl_at_start, means["policy/ratio"], self.first_note))
         if args.target_kl is not None and not alone and kl > 1.5 * args.target_kl and not self.cycle.stopped:
             self.cycle.stopped = True
             self.metrics.add("policy/stopped_at", self.step_in_cycle)

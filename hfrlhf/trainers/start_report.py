@@ -58,9 +58,10 @@ def _epochs(args: Any) -> str:
     return f"({args.num_ppo_epochs} + {args.value_epochs} of the critic alone) epochs"
 
 
-def first_rollout_report(kl: float, ratio: float) -> str:
-    """The two numbers that must be 0 and 1 before the first update."""
-    return f"first rollout: KL to the reference {kl:.6f} nats per response, ratio π_θ/π_old {ratio:.6f}"
+def first_rollout_report(kl: float, ratio: float, note: str = "") -> str:
+    """The two numbers that must be 0 and 1 before the first update, and what else there is to say."""
+    numbers = f"first rollout: KL to the reference {kl:.6f} nats per response, ratio π_θ/π_old {ratio:.6f}"
+    return printable("\n".join(filter(None, (numbers, note))))
 
 
 def planned_steps(trainer: Any) -> int:

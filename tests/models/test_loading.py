@@ -17,6 +17,8 @@ from transformers import (
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
 )
 
 from hfrlhf.models.actor_critic import ActorCritic
@@ -222,3 +224,24 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
         load_policy(name)
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_reward_model(name)
+
+
+# ---- Tokenizers -----------------------------------------------------------------------------------------------------
+
+
+def test_of_a_processor_the_tokenizer_and_the_template_are_taken(make_tokenizer):
+    tokenizer = make_tokenizer()
+    processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
+    assert load_tokenizer(processor, None) is processor.tokenizer
+    processor.chat_template = "{{ messages[0].content }}"
+    taken = load_tokenizer(processor, None)
+    assert taken.chat_template == processor.chat_template
+    assert taken.get_vocab() == tokenizer.get_vocab() and processor.tokenizer.chat_template is None
+
+
+@pytest.mark.parametrize("given", [Wav2Vec2FeatureExtractor(), "my-model", object()])
+def test_what_is_no_tokenizer_is_refused(given):
+    with pytest.raises(
+        TypeError, match=f"must be a tokenizer, or a processor that has one, got {type(given).__name__}"
+    ):
+        load_tokenizer(given, None)

@@ -208,13 +208,15 @@ def foreign_tokenizer():
 
 
 @pytest.mark.parametrize("terminated", [(True, True), (True, False), (False, False)])
-def test_a_foreign_model_sees_that_a_response_was_cut_off(completions, tokenizer, reward_folder, terminated):
-    """EOS stands where the policy stopped, and nowhere else."""
+def test_a_foreign_model_reads_every_response_with_the_ending_of_its_training(
+    completions, tokenizer, reward_folder, terminated
+):
+    """EOS closes a response that was cut off, too: the model has seen none without it."""
     other, ids = foreign_tokenizer()
     rollout = dataclasses.replace(completions.rollout, terminated=torch.tensor(terminated))
     seen = Completions(rollout, completions.prompts, [" is good .", " fine !"], completions.completion_ids)
     texts = ["the film is good .", "a very dull story and fine !"]
-    rows = [[1, *(ids[word] for word in text.split()), *[2] * end] for text, end in zip(texts, terminated, strict=True)]
+    rows = [[1, *(ids[word] for word in text.split()), 2] for text in texts]
     expected = torch.tensor(stock_scores(reward_folder, rows)) - 0.75
     torch.testing.assert_close(reward_source(reward_folder, tokenizer, other)(seen), expected, atol=1e-5, rtol=0)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
+from hfrlhf.data.preferences import pad_right
 from hfrlhf.models.adapters import roles_of
 from hfrlhf.models.quantization import quantization_of
 from hfrlhf.models.reward_adapter import add_reward_adapter
@@ -120,9 +121,19 @@ def test_one_base_is_loaded_once_and_scores_as_the_reward_model_alone(base, bits
     built.train()
     alone = load_reward_model(str(reward_adapter), **quantization(bits)).eval()
     for rollout, score in zip(rollouts, scores, strict=True):
-        expected = last_token_scores(alone, rollout.input_ids, rollout.attention_mask)
+        expected = last_token_scores(alone, *with_eos(rollout))
         torch.testing.assert_close(score, expected, atol=2e-4, rtol=0)
     assert torch.cat(scores).std() > 1e-3
+
+
+def with_eos(rollout: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows as reward training reads them: each ends with EOS (2), also those that were cut off."""
+    rows = [
+        p + [t for t in c if t != 2] + [2]
+        for p, c in zip(rollout.prompt_lists(), rollout.completion_lists(), strict=True)
+    ]
+    batch = pad_right(rows, 0)
+    return batch["input_ids"], batch["attention_mask"]
 
 
 def test_each_role_moves_what_is_its_own_and_the_base_never(base, bits, reward_adapter, tmp_path):

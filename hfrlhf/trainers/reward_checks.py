@@ -1,0 +1,130 @@
+"""What is looked at in a run's rewards before and in its first rollout: that they can be read, and that they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from ..hub.plain_text import printable
+from ..rewards.completions import Completions
+from ..rewards.reading import Reader
+
+logger = logging.get_logger(__name__)
+
+PROMPTS_TRIED = 32
+RESPONSES_TRIED = 64  # per process: a mean that is off by a point shows in as many
+
+
+def check_reading(sources: Sequence[Any], prompts: Mapping[str, Any]) -> None:
+    """Let every reward model read some of the prompts, before anything is trained.
+
+    Args:
+        prompts: the prompt sets, by the name of their dataset.
+
+    Raises:
+        ValueError: chats, and a reward model whose tokenizer has no chat template; or a template that cannot render
+            them.
+    """
+    for name, of_dataset in prompts.items():
+        for source in filter(_is_model, sources):
+            _try_reading(source, of_dataset, name)
+
+
+def _try_reading(source: Any, prompts: Any, name: str) -> None:
+    rows = torch.linspace(0, len(prompts.ids) - 1, min(len(prompts.ids), PROMPTS_TRIED)).long().tolist()
+    some = prompts.rows.select(rows)
+    answer: Any = [{"role": "assistant", "content": "a"}] if prompts.is_chat else " a"
+    columns = {column: some[column][:] for column in some.column_names if column != "prompt"}
+    reader: Reader = source.reader
+    if prompts.is_chat and not reader.tokenizer.chat_template:
+        raise ValueError(
+            f"the {name} holds chat messages, but the tokenizer of the reward model {source.name!r} has no "
+            "chat template, so that nobody can say how it was trained to read a chat: set `chat_template` of its "
+            "tokenizer, and pass that as `reward_processing_classes`"
+        )
+    try:
+        reader.in_training(some["prompt"][:], [answer] * len(rows), columns)
+    except Exception as error:  # a template is a program, and may raise what it likes
+        raise ValueError(
+            f"the chat template of the reward model {source.name!r} cannot render the {name}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def ending_note(trainer: Any, completions: Completions) -> str:
+    """What the ending changes in the scores of responses that were cut off, in a line for each reward model.
+
+    A reward model has seen no response without it: where the two numbers are far apart, what it would say of one is
+    chance. All processes take part; nothing is said where no response was cut off, nor of later rollouts.
+    """
+    if trainer.state.global_step > 0:
+        return ""
+    cut = completions.rollout.terminated.logical_not().nonzero().flatten()
+    counts = _over_processes(trainer, [len(cut), len(completions.rollout)])
+    lines = []
+    for source in filter(_is_model, trainer.reward.sources):
+        seen = _with_and_without(source, completions, cut[:RESPONSES_TRIED].tolist())
+        ended, bare, number = _over_processes(trainer, [*seen, min(len(cut), RESPONSES_TRIED)])
+        if number:
+            lines.append(
+                f"first rollout: {counts[0]:.0f} of {counts[1]:.0f} responses were cut off at the length limit; "
+                f"{source.name} reads them with the ending it was trained with, and scores them {ended / number:.2f} "
+                f"on average ({bare / number:.2f} without it)"
+            )
+    return "\n".join(lines)
+
+
+def _with_and_without(source: Any, completions: Completions, rows: list[int]) -> tuple[float, float]:
+    """Sums of the rows' scores."""
+    if not rows:
+        return 0.0, 0.0
+    readings = [source.reader.read(completions)[row] for row in rows]
+    ended = source.scores([reading.ids for reading in readings])
+    bare = source.scores([[*reading.prompt, *reading.content] or reading.ids for reading in readings])
+    return float(ended.double().sum()), float(bare.double().sum())
+
+
+def _over_processes(trainer: Any, numbers: Sequence[float]) -> list[float]:
+    # Not float64, which some devices lack.
+    here = torch.tensor(numbers, dtype=torch.float32, device=trainer.args.device)
+    total: list[float] = trainer.accelerator.reduce(here, "sum").tolist()
+    return total
+
+
+def _is_model(source: Any) -> bool:
+    return hasattr(source, "reader")
+
+
+class EqualScores:
+    """Says once of each reward that it gave every response of a rollout the same score: from it nothing is learnt.
+
+    Such a reward may be right (a riddle that nobody solved yet), or look for something that is never there.
+    """
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def look(self, trainer: Any, parts: Tensor) -> None:
+        """Look at a trainer's new rollout.
+
+        Args:
+            parts: [B,S] scores of its S rewards, over all processes.
+        """
+        for source, scores in zip(trainer.reward.sources, parts.T, strict=True):
+            given = scores[~scores.isnan()]
+            if len(given) > 1 and bool((given == given[0]).all()) and source.name not in self.told:
+                self.told.add(source.name)
+                if trainer.is_world_process_zero():
+                    self._tell(source.name, given, trainer.samples)
+
+    def _tell(self, name: str, scores: Tensor, samples: Sequence[dict[str, Any]]) -> None:
+        example = printable(repr(samples[0]["completion"])[:200]) if samples else "none"
+        logger.warning(
+            f"the reward {name} gives all {len(scores)} responses of a rollout the same score, {float(scores[0]):g}: "
+            "there is nothing to learn from it (said once). Is it looking for something that is not there? One of the "
+            f"completions it got: {example}"
+        )
