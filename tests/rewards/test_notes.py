@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 
+from hfrlhf.rewards.notes import RewardNotes
 from hfrlhf.trainers.callbacks import CompletionsCallback
 from tests.distributed.launching import launch, torchrun
 from tests.trainers.helpers import prompts, trainer, training_logs, whole_log
@@ -92,6 +93,24 @@ def test_notes_that_would_be_lost_are_refused(tiny_model_folder, tmp_path, note,
     built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=scores_with(note))
     with pytest.raises((RuntimeError, ValueError), match=said):
         built.train()
+
+
+def test_what_the_trainer_says_itself_is_taken(tiny_model_folder, tmp_path):
+    """Every number of a run's log, and every field of its samples."""
+    built = trainer(
+        str(tiny_model_folder), tmp_path, kl_in="loss", ent_coef=0.1, target_kl=1e-9, eval_dataset=prompts(4)
+    )
+    built.train()
+    built.evaluate()
+    notes = RewardNotes(lambda: None)
+    said = {name for row in built.state.log_history for name in row}
+    assert len(said) > 30 and {"policy/stopped_at", "eval_objective/score", "train_loss"} <= said
+    for name in said:
+        with pytest.raises(ValueError, match="the trainer logs"):
+            notes.log_metric(name, 1.0)
+    for field in built.samples[0]:
+        with pytest.raises(ValueError, match="every sample has"):
+            notes.log_extra(field, [1.0])
 
 
 @pytest.mark.parametrize("column", ["trainer_state", "log_extra", "log_metric", "completions", "completion_ids"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from transformers import TrainingArguments
@@ -97,6 +97,12 @@ def test_a_subclass_has_defaults_of_its_own_with_every_algorithm(tmp_path, algor
     assert args.target_kl == (0.1 if args.num_ppo_epochs > 1 else None)
     assert args.per_device_train_batch_size == 16
     assert args.steps_per_rollout == args.num_ppo_epochs + args.value_epochs
+
+
+def test_what_an_algorithm_has_no_use_for_is_back_with_one_that_has(tmp_path):
+    without = Own(**plain(tmp_path), algorithm="rloo")
+    again = replace(without, algorithm="vpg")
+    assert (again.critic_warmup_rollouts, again.value_epochs) == (2, 1)
 
 
 @pytest.mark.parametrize("changes", [{"gae_lambda": 0.95}, {"clip_range": 0.2}, {"value_epochs": 2}, {"dual_clip": 2}])
