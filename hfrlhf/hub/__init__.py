@@ -1,1 +1,1 @@
-"""What a trained model is published with: its card (facts in, text out) and the way to the Hub."""
+"""What a trained model is published with: its card (facts in, text out). The Trainer takes it to the Hub."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..core.kl import entropy_from_logits
 from ..core.masking import at_least_float32
 from ..experience import Rollout
 from .adapters import VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
@@ -282,7 +283,7 @@ def computes_here(policy: Any) -> bool:
 
 @torch.no_grad()
 def check_head(policy: Any) -> None:
-    """Compare our log-probs with the model's own logits on four tokens.
+    """Compare our log-probs and entropies with those of the model's own logits on four tokens.
 
     Raises:
         ValueError: they differ, so the architecture does to its logits what we do not know of.
@@ -293,15 +294,17 @@ def check_head(policy: Any) -> None:
     ids = torch.arange(1, 5, device=device_of(lm))[None] % embeddings_of(lm)
     flags = forward_flags(lm, use_cache=False)
     hidden = backbone_of(lm)(input_ids=ids, **flags).last_hidden_state[0]
-    ours, _ = vocabulary_logprobs(lm, hidden, ids[0], 1.0, need_entropy=False)
+    seen = vocabulary_logprobs(lm, hidden, ids[0], 1.0)
+    ours = torch.stack([part for part in seen if part is not None])
     logits = at_least_float32(lm(input_ids=ids, **flags).logits[0])
-    theirs = logits.log_softmax(-1).gather(-1, ids.T).squeeze(-1)
+    theirs = torch.stack([logits.log_softmax(-1).gather(-1, ids.T).squeeze(-1), entropy_from_logits(logits)])
     lm.train(was_training)
     tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(ours, theirs, atol=tolerance, rtol=0):
         raise ValueError(
-            f"{type(lm).__name__} changes its logits after the vocabulary head in a way this package does not know "
-            f"(log-probs differ by {float((ours - theirs).abs().max()):.3g}); add the config field to LOGIT_TRANSFORMS"
+            f"{type(lm).__name__} changes its logits after the vocabulary head in a way this package does not know: "
+            f"log-probs or entropies differ by {float((ours - theirs).abs().max()):.3g}; add the config field to "
+            "LOGIT_TRANSFORMS"
         )
 
 
