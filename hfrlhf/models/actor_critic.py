@@ -24,6 +24,7 @@ from ..experience import Rollout
 from .adapters import VALUE_ADAPTER, adapter, recompute_with_same_adapter, roles_of
 from .forward import forward_flags
 from .libraries import attention_of, unsplit_blocks
+from .policy_surface import PolicySurface
 from .quantization import is_quantized, save_quantization
 from .response_states import ResponseStates, causal_lm, vocabulary_logprobs
 from .reward_head import backbone_of, head_of
@@ -53,7 +54,7 @@ class Evaluation(NamedTuple):
     expected_values: Tensor | None = None
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(PolicySurface):
     """A causal language model with a critic: a head on its own trunk, an adapter, a model of its own, or none.
 
     Args:
@@ -126,23 +127,9 @@ class ActorCritic(nn.Module):
 
     # What the Trainer asks of a model; it would not find it behind a wrapper.
     @property
-    def config(self) -> Any:
-        """The policy's configuration."""
-        return self.policy.config
-
-    @property
-    def generation_config(self) -> Any:
-        """The policy's generation configuration."""
-        return self.policy.generation_config
-
-    @property
     def _no_split_modules(self) -> Any:
         """The blocks that FSDP wraps, each by itself."""
         return {name for model in self._models() for name in unsplit_blocks(model)}
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generation with the policy."""
-        return self.policy.generate(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """Switch on activation checkpointing in policy and critic (the Trainer's older name for it)."""

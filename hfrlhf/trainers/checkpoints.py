@@ -43,8 +43,11 @@ def check_output_path(output_dir: str) -> None:
         )
 
 
-def check_output_dir(output_dir: str) -> None:
+def check_output_dir(output_dir: str, trained_before: bool = False) -> None:
     """Refuse a folder that already holds a run.
+
+    Args:
+        trained_before: whether that run is an earlier one of the same trainer.
 
     Raises:
         FileExistsError: it has checkpoints or a saved model.
@@ -55,6 +58,12 @@ def check_output_dir(output_dir: str) -> None:
     resumable = sorted(p.name for p in folder.glob("checkpoint-*"))
     resumable += [path.relative_to(folder).as_posix() for path in replaced_aside(folder)]  # killed between two renames
     found = resumable + [name for name in RUN_FILES if (folder / name).exists()]
+    if found and trained_before:
+        raise FileExistsError(
+            f"this trainer has trained before, and output_dir={output_dir!r} holds that run ({', '.join(found[:3])}). "
+            "To go on with it, raise `trainer.args.max_steps` and call `train(resume_from_checkpoint=True)`; to train "
+            "the model as it is now, set `trainer.args.output_dir` to another folder first (nothing is overwritten)"
+        )
     if found:
         how = (
             "go on with it by `resume_from_checkpoint=True`, or" if resumable else "it has no checkpoint to go on from:"

@@ -109,12 +109,12 @@ class StartIsWrong(ValueError):
 
 
 def check_start(trainer: Any, seen: EvaluatedRollout) -> None:
-    """At step 0 the KL to the policy's own starting point is 0 (SPEC §7).
+    """At step 0 the KL to the policy's own starting point is 0 (SPEC §7), unless the trainer has trained it before.
 
     Raises:
         StartIsWrong: the reference is made from the policy, and yet they differ.
     """
-    if trainer.state.global_step != 0 or not trainer.is_in_train:
+    if trainer.state.global_step != 0 or not trainer.is_in_train or trainer.trainings > 1:
         return
     largest = float(kl_per_response(seen).abs().max())
     if not trainer.reference.exact:

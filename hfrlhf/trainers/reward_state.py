@@ -37,10 +37,13 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
     """Mixin before `transformers.Trainer`: how the training of a reward model starts, goes on and is saved."""
 
     STATE_FILE = STATE_FILE
+    trainings: int = 0  # calls of `train` that trained
 
     @alone
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on exactly where a checkpoint ends.
+
+        Called again, it trains on from the weights as they are: a run of its own, with its own schedule.
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
@@ -48,10 +51,12 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
             ValueError: no whole checkpoint to resume from, or one of another batch arithmetic.
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        if checkpoint is None and self.state.global_step == 0:
-            check_output_dir(str(self.args.output_dir))
+        if checkpoint is None:
+            check_output_dir(str(self.args.output_dir), self.trainings > 0)
         if checkpoint and saved_state(checkpoint)["global_step"] >= self.planned_steps():
             return self.finished(checkpoint)
+        self.trainings += 1
+        self._seen.clear()
         return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def planned_steps(self: Any) -> int:

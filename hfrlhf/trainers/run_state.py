@@ -50,10 +50,14 @@ class RunState(WholeRunLoss, SafeCheckpoints):
 
     STATE_FILE = STATE_FILE
     cycle: Cycle | None = None
+    trainings: int = 0  # calls of `train` that trained
 
     @alone
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on exactly where a checkpoint ends.
+
+        Called again, it trains on from the weights as they are, with the optimiser and the coefficients as they are: a
+        run of its own, with its own schedule and steps from 0 on; the reference stays what it was.
 
         Raises:
             FileExistsError: the output folder holds another run and no resume was asked for.
@@ -64,13 +68,21 @@ class RunState(WholeRunLoss, SafeCheckpoints):
         warn_of_warm_up(self)
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is None:
-            check_output_dir(self.args.output_dir)
+            check_output_dir(self.args.output_dir, self.trainings > 0)
         elif saved_state(checkpoint)["global_step"] >= planned_steps(self):
             return self.finished(checkpoint)
         if self.is_world_process_zero():
             say(start_report(self))
+        self._begin()
         with self.interruption, self.files.kept(), lines_above_bar():
             return self.files.results(super().train(checkpoint, *args, **kwargs))  # type: ignore[misc]
+
+    def _begin(self: Any) -> None:
+        """Nothing is left of a run before this one, which may have ended in the middle of a step."""
+        self.trainings += 1
+        self.cycle, self.step_loss = None, 0.0
+        self.metrics.pending.clear()
+        self.sums.clear()
 
     def finished(self: Any, checkpoint: str) -> TrainOutput:
         """A run that is complete is only loaded: the stock loop would take one more step."""
