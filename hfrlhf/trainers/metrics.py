@@ -85,18 +85,22 @@ def rollout_metrics(seen: EvaluatedRollout, rewards: Tensor, kl_coef: float, sou
     `objective/rlhf_reward` is the mean Σ_t r_t before any whitening, `policy/sampler_mismatch` the mean absolute
     difference per token between the sampler's log-probs and the training forward's, `reward/…` each source's mean.
     """
-    mismatch = masked_mean((seen.sampler_logprobs - seen.logprobs).abs(), seen.action_mask)
     named = zip(sources, seen.parts.T, strict=True)  # a source without any opinion has no mean
     opinions = {f"reward/{name}": float(part.nanmean()) for name, part in named if not part.isnan().all()}
     return (
         objectives(seen)
         | opinions
         | {
-            "policy/sampler_mismatch": float(mismatch),
+            "policy/sampler_mismatch": sampler_mismatch(seen),
             "objective/rlhf_reward": float(masked_sum(rewards, seen.action_mask, -1).mean()),
             "kl_coef": kl_coef,
         }
     )
+
+
+def sampler_mismatch(seen: EvaluatedRollout) -> float:
+    """Mean |log π(a_t) of the sampler − of the training forward| over response tokens; nats per token."""
+    return float(masked_mean((seen.sampler_logprobs - seen.logprobs).abs(), seen.action_mask))
 
 
 def evaluation_metrics(seen: EvaluatedRollout, prefix: str) -> dict[str, float]:

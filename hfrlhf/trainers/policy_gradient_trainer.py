@@ -289,7 +289,6 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         if self.algorithm.critic:
             self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)
-        self.sampler_guard.look(self.metrics.pending["policy/sampler_mismatch"][-1], self.state.global_step)
         check_kl(self, float(kl_per_response(seen).mean()))
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
