@@ -54,7 +54,7 @@ from .algorithm_checks import check_unsharded, check_value_model
 from .configs import PolicyGradientConfig
 from .health import check_kl, together
 from .launch_checks import check_same_everywhere, check_strategy
-from .metrics import check_start, kl_per_response, rollout_metrics, timed
+from .metrics import check_start, kl_per_response, rollout_metrics, sampler_mismatch, timed
 from .old_names import POLICY_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
@@ -219,6 +219,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         self.samples = completions.examples(scores, 4, self.notes.columns)
         self.metrics.update(self.notes.means())
         seen = self.gather(evaluated)
+        self.sampler_guard.look(sampler_mismatch(seen), self.state.global_step)
         self.equal_scores.look(self, seen.parts)
         return self.shape_and_estimate(seen)
 
