@@ -76,7 +76,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         reward_funcs: reward model (name, path, object), function, or a list, summed with `args.reward_weights`. A
             function `f(prompts, completions, completion_ids, **columns) -> list[float | None]` (sync or async) gets the
             keywords it names: `completions` are texts, or for chats lists of one message, `[{"role": "assistant",
-            "content": …}]`; `completion_ids` end with the stop token; `columns` are the dataset's others.
+            "content": …}]`; `completion_ids` end with the stop token; `columns` are the dataset's others. As with TRL,
+            it may name `trainer_state`, `log_extra` and `log_metric`, too (docs/REWARDS.md).
         args: settings.
         train_dataset: column `prompt` (text or chat messages); other columns reach the reward functions, `tools` and
             `chat_template_kwargs` the chat template.
@@ -161,10 +162,11 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         check_strategy(self.accelerator, args)
         check_sharding(self.accelerator)
         check_own_rates(self.accelerator)
-        check_reading(self.reward.sources, {"train dataset": self.prompts} | prompt_sets(self.eval_prompts))
-        texts = {"tokens of the train prompts": self.prompts.ids, "train dataset": self.prompts.rows}
-        texts |= {name: prompts.rows for name, prompts in prompt_sets(self.eval_prompts).items()}
-        check_same_everywhere(args, texts)
+        prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
+        check_reading(self.reward.sources, prompts)
+        rows = {name: these.rows for name, these in prompts.items()}
+        check_same_everywhere(args, {"tokens of the train prompts": self.prompts.ids} | rows)
+        self.notes = hand_over(self, rows)
         stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
         if stop is None:
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
@@ -174,8 +176,6 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()
-        prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
-        self.notes = hand_over(self, {name: these.rows for name, these in prompts.items()})
         for source in [self.reference, *self.reward.sources]:
             if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
                 source.model.to(args.device)
