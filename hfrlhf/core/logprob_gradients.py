@@ -32,20 +32,21 @@ class LinearLogprobs(torch.autograd.Function):
         need_entropy: bool,
         chunk_size: int,
         dtype: torch.dtype,
+        vocabulary: int,
     ) -> tuple[Tensor, Tensor | None]:
         """ℓ and H, one chunk of logits at a time; kept for later are log Σ e^z [N] and H [N], no logits."""
         wide = torch.promote_types(dtype, torch.float32)
         # Made beforehand: small tensors that outlive the chunks and lie between them would fragment the heap.
         logprobs, log_normaliser = (torch.empty(len(hidden), dtype=wide, device=hidden.device) for _ in range(2))
         entropy = torch.empty_like(logprobs) if need_entropy else None
-        head = _Head(weight, bias, temperature, dtype)
+        head = _Head(weight, bias, temperature, dtype, vocabulary)
         for rows in chunks_of(len(hidden), chunk_size):
             z = head.logits(hidden[rows])
             logprobs[rows], log_normaliser[rows], of_chunk = _row_results(z, targets[rows], need_entropy)
             if entropy is not None and of_chunk is not None:
                 entropy[rows] = of_chunk
         ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser, entropy)
-        ctx.settings = temperature, chunk_size, dtype
+        ctx.settings = temperature, chunk_size, dtype, vocabulary
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -54,14 +55,14 @@ class LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of hidden, weight and bias that are asked for, from logits made once more."""
         hidden, weight, bias, targets, log_normaliser, entropy = ctx.saved_tensors
-        temperature, chunk_size, dtype = ctx.settings
+        temperature, chunk_size, dtype, vocabulary = ctx.settings
         grad_logprobs = torch.zeros_like(log_normaliser) if grad_logprobs is None else grad_logprobs
         needed = ctx.needs_input_grad[:3]
         # The head's gradient is a sum over all chunks: kept in float32, or a bfloat16 sum would drop the later ones.
         grad_hidden = torch.empty_like(hidden) if needed[0] else None
         grad_weight = torch.zeros_like(weight, dtype=log_normaliser.dtype) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=log_normaliser.dtype) if needed[2] else None
-        head = _Head(weight, bias, temperature, dtype)
+        head = _Head(weight, bias, temperature, dtype, vocabulary)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in chunks_of(len(hidden), chunk_size):
                 logp = head.logits(hidden[rows]).sub_(log_normaliser[rows, None])
@@ -73,14 +74,14 @@ class LinearLogprobs(torch.autograd.Function):
                     None if entropy is None else entropy[rows],
                 )
                 if grad_bias is not None:
-                    grad_bias += grad.sum(0)
+                    grad_bias[:vocabulary] += grad.sum(0)
                 narrow = grad.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = (narrow @ head.weight).to(hidden.dtype)
                 if grad_weight is not None:
-                    _add_product(grad_weight, narrow.t(), hidden[rows].to(dtype))
+                    _add_product(grad_weight[:vocabulary], narrow.t(), hidden[rows].to(dtype))
         grads = [g if g is None else g.to(x.dtype) for g, x in ((grad_weight, weight), (grad_bias, bias))]
-        return grad_hidden, *grads, None, None, None, None, None
+        return grad_hidden, *grads, *[None] * 6
 
 
 class LogitsLogprobs(torch.autograd.Function):
@@ -130,11 +131,13 @@ def _row_results(z: Tensor, targets: Tensor, need_entropy: bool) -> tuple[Tensor
 
 
 class _Head:
-    """The linear head in the dtype of its matrix product."""
+    """The linear head, up to the last row in use, in the dtype of its matrix product."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> None:
-        self.weight = weight.detach().to(dtype)
-        self.bias = None if bias is None else bias.detach().to(dtype)
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype, vocabulary: int
+    ) -> None:
+        self.weight = weight.detach()[:vocabulary].to(dtype)
+        self.bias = None if bias is None else bias.detach()[:vocabulary].to(dtype)
         self.temperature = temperature
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def linear_logprobs(
     bias: Tensor | None = None,
     need_entropy: bool = True,
     chunk_size: int | None = None,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and entropy of its distribution, for a linear head.
 
@@ -39,9 +40,10 @@ def linear_logprobs(
     Gradients reach whichever of hidden, weight and bias require them, by the closed form
     ∂ℓ/∂z = e_a − p,  ∂H/∂z = −p·(log p + H).
     Shapes: hidden [N,d], weight [V,d], targets [N] int64, bias [V] -> [N], [N] (None unless `need_entropy`); float32
-    (float64 if the input is), nats. `chunk_size` tokens are treated at a time (None: chosen by vocabulary and device);
-    it changes memory, not the result. Under autocast the product with the head runs in the autocast dtype. The gradient
-    itself cannot be differentiated again.
+    (float64 if the input is), nats. Only the head's first `vocabulary` rows are used (None: all V): the tokens beyond
+    have no probability, and their rows no gradient. `chunk_size` tokens are treated at a time (None: chosen by
+    vocabulary and device); it changes memory, not the result. Under autocast the product with the head runs in the
+    autocast dtype. The gradient itself cannot be differentiated again.
 
     Raises:
         ValueError: shapes that don't match, or a temperature or chunk size that is not positive.
@@ -49,11 +51,12 @@ def linear_logprobs(
     _check(hidden, targets, temperature, chunk_size)
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
         raise ValueError(f"the head's weight {list(weight.shape)} does not match hidden states {list(hidden.shape)}")
-    chunk_size = chunk_size or _default_chunk_size(weight.shape[0], hidden.device)
+    vocabulary = min(vocabulary or weight.shape[0], weight.shape[0])
+    chunk_size = chunk_size or _default_chunk_size(vocabulary, hidden.device)
     dtype = _matmul_dtype(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
         outputs = cast(Any, LinearLogprobs).apply(
-            hidden, weight, bias, targets, temperature, need_entropy, chunk_size, dtype
+            hidden, weight, bias, targets, temperature, need_entropy, chunk_size, dtype, vocabulary
         )
     return cast(tuple[Tensor, Tensor | None], outputs)
 

@@ -63,6 +63,7 @@ class ActorCritic(PolicySurface):
             policy's trunk (SPEC §3.4), `"Q"` for one with an output per token (SPEC §5), `"adapter"` for a linear layer
             on the policy's base with the `value` adapter, or None for no critic.
         temperature: sampling temperature; logits are divided by it here as in the sampler (SPEC §1).
+        vocabulary: how many tokens there are (`vocabulary.py`); None for as many as the policy has logits for.
     """
 
     main_input_name = "input_ids"
@@ -71,10 +72,16 @@ class ActorCritic(PolicySurface):
     value_model: Any
     value_head: Any
 
-    def __init__(self, policy: Any, value_model: nn.Module | str | None = "V", temperature: float = 1.0):
+    def __init__(
+        self,
+        policy: Any,
+        value_model: nn.Module | str | None = "V",
+        temperature: float = 1.0,
+        vocabulary: int | None = None,
+    ):
         super().__init__()
         self.policy = policy
-        self.temperature = temperature
+        self.temperature, self.vocabulary = temperature, vocabulary
         self.value_model = value_model if isinstance(value_model, nn.Module) else None
         self.value_head = zero_value_head(policy, value_model) if isinstance(value_model, str) else None
         self.has_value_adapter = value_model == "adapter"
@@ -103,10 +110,10 @@ class ActorCritic(PolicySurface):
         states = ResponseStates.of(rollout)
         with torch.no_grad() if detach_trunk else nullcontext():
             trunk = states.run(backbone_of(lm))
-            logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy)
+            logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy, self.vocabulary)
         values = self._values(states, trunk)
         if need_expected_values:
-            best, mean = states.best_and_expected_values(lm, trunk, self.value_head, self.temperature)
+            best, mean = states.best_and_expected_values(lm, trunk, self.value_head, self.temperature, self.vocabulary)
             values |= {"best_values": best, "expected_values": mean}
         return Evaluation(logprobs, entropy, **values)
 

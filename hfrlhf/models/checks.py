@@ -11,35 +11,6 @@ from .positions import positions_of
 from .sizes import embeddings_of
 
 
-def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
-    """Refuse a tokenizer with ids the model has no embedding for.
-
-    Raises:
-        ValueError: the largest id of the tokenizer is outside the model's vocabulary.
-    """
-    size = embeddings_of(model)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= size:
-        raise ValueError(
-            f"the tokenizer has ids up to {largest}, the {role}'s vocabulary ends at {size - 1}: they do not belong "
-            f"together, or the {role} lacks `resize_token_embeddings({largest + 1})`"
-        )
-
-
-def check_same_vocabulary(model: Any, policy: Any, role: str) -> None:
-    """Refuse a model that reads the policy's tokens with embeddings for another vocabulary.
-
-    Raises:
-        ValueError: the numbers of embeddings differ.
-    """
-    theirs, ours = (embeddings_of(m) for m in (model, policy))
-    if theirs != ours:
-        raise ValueError(
-            f"the {role} has a vocabulary of {theirs}, the policy one of {ours}: it reads the policy's tokens, so they "
-            "must share the vocabulary (another width or depth is fine)"
-        )
-
-
 def check_positions(models: dict[str, Any], prompt: int, completion: int) -> None:
     """Refuse prompts and responses that are longer than a model has positions for.
 

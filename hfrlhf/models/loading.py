@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import add_value_adapter
-from .checks import check_same_vocabulary, check_trainable
+from .checks import check_trainable
 from .dropout import disable_dropout
 from .forward import return_records
 from .libraries import name_or_path
@@ -23,6 +23,7 @@ from .quiet import quietly
 from .reward_head import head_of, with_score_head
 from .reward_model import load_reward_model
 from .sharding import check_whole, loaded_whole
+from .vocabulary import check_same_tokens
 
 
 @quietly()
@@ -128,7 +129,9 @@ def tokenizer_of(processing_class: Any) -> Any:
 
 @quietly()
 @loaded_whole()
-def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module | str:
+def load_value_model(
+    value_model: Any, policy: Any, seed: int = 0, vocabulary: int | None = None, tokenizer: Any = None
+) -> nn.Module | str:
     """What `ActorCritic` takes as critic.
 
     Args:
@@ -138,6 +141,8 @@ def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module 
             critic trains), or a language model (its body, and a head of zeros). Any width; the vocabulary must be the
             policy's. A model in memory is copied.
         policy: as it trains, with its adapter. seed: address of a new adapter's weights.
+        vocabulary: how many tokens there are (`vocabulary.py`), known by `tokenizer`; with None critic and policy have
+            embeddings for as many.
 
     Raises:
         ValueError: another vocabulary than the policy's, quantised weights, or an adapter without one of the policy's.
@@ -157,7 +162,7 @@ def load_value_model(value_model: Any, policy: Any, seed: int = 0) -> nn.Module 
             f"value_model={value_model!r}: there is no such model; the word for a LoRA critic is 'adapter'"
         )
     critic, is_new_head = _load_critic(value_model)
-    check_same_vocabulary(critic, policy, "value model")
+    check_same_tokens(critic, policy, "value model", vocabulary, tokenizer)
     if is_new_head:
         nn.init.zeros_(head_of(critic).weight)
     disable_dropout(critic)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..experience import Rollout
 from .adapters import REFERENCE_ADAPTER, adapter
-from .checks import check_same_vocabulary
 from .dropout import disable_dropout
 from .loading import load_policy
 from .response_states import ResponseStates, causal_lm
 from .reward_head import backbone_of
+from .vocabulary import check_same_tokens
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Reference:
         source: what it is, in words, for the report at the start.
         active: context in which `model` is the reference (adapters off, another adapter).
         exact: it is the policy's own starting point, so that the KL at the start is exactly 0.
+        vocabulary: how many tokens there are, as in the policy; None for as many as the model has logits for.
     """
 
     model: Any
     source: str
     active: Callable[[], AbstractContextManager] = nullcontext
     exact: bool = True
+    vocabulary: int | None = None
 
     @torch.no_grad()
     def logprobs(self, rollout: Rollout, temperature: float) -> Tensor:
@@ -44,30 +46,36 @@ class Reference:
         lm = causal_lm(self.model)
         with self.active():
             states = ResponseStates.of(rollout)
-            logprobs, _ = states.logprobs(lm, states.run(backbone_of(lm)), temperature, need_entropy=False)
+            trunk = states.run(backbone_of(lm))
+            logprobs, _ = states.logprobs(lm, trunk, temperature, need_entropy=False, vocabulary=self.vocabulary)
         return logprobs
 
 
-def make_reference(policy: Any, ref_model: Any = None) -> Reference:
+def make_reference(
+    policy: Any, ref_model: Any = None, vocabulary: int | None = None, tokenizer: Any = None
+) -> Reference:
     """The reference of a policy: `ref_model` if given, adapters off or `ref` where it has adapters, else a frozen copy.
 
     Must be called before the policy is wrapped or trained: the copy is the policy as it is now.
 
     Args:
-        policy: as it starts. ref_model: name, path or model of another reference.
+        policy: as it starts. ref_model: name, path or model of another reference. vocabulary: how many tokens there
+            are (`vocabulary.py`), known by `tokenizer`; with None both have embeddings for as many.
 
     Raises:
         TypeError, ValueError: a ref_model that is no language model, or of another vocabulary than the policy's.
     """
     if ref_model is not None:
         reference = load_policy(ref_model)
-        check_same_vocabulary(reference, policy, "reference")
-        return Reference(frozen(reference), "the given ref_model", exact=False)
+        check_same_tokens(reference, policy, "reference", vocabulary, tokenizer)
+        return Reference(frozen(reference), "the given ref_model", exact=False, vocabulary=vocabulary)
     if isinstance(policy, PeftModel) and REFERENCE_ADAPTER in policy.peft_config:
-        return Reference(policy, "frozen copy of the starting adapter", partial(adapter, policy, REFERENCE_ADAPTER))
+        active = partial(adapter, policy, REFERENCE_ADAPTER)
+        return Reference(policy, "frozen copy of the starting adapter", active, vocabulary=vocabulary)
     if isinstance(policy, PeftModel):
-        return Reference(policy, "the policy with its adapter off", partial(adapter, policy, None))
-    return Reference(frozen(copy.deepcopy(policy)), "frozen copy of the policy")
+        active = partial(adapter, policy, None)
+        return Reference(policy, "the policy with its adapter off", active, vocabulary=vocabulary)
+    return Reference(frozen(copy.deepcopy(policy)), "frozen copy of the policy", vocabulary=vocabulary)
 
 
 def frozen(model: Any) -> Any:

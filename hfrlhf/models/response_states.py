@@ -62,9 +62,12 @@ class ResponseStates:
         """
         return backbone(input_ids=self.ids, **forward_flags(backbone, use_cache=False)).last_hidden_state.flatten(0, 1)
 
-    def logprobs(self, lm: Any, trunk: Tensor, temperature: float, need_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def logprobs(
+        self, lm: Any, trunk: Tensor, temperature: float, need_entropy: bool, vocabulary: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """[B,A] log-probs of the response tokens and the entropy of their distributions."""
-        logprobs, entropy = vocabulary_logprobs(lm, trunk[self.index], self.targets, temperature, need_entropy)
+        rows, targets = trunk[self.index], self.targets
+        logprobs, entropy = vocabulary_logprobs(lm, rows, targets, temperature, need_entropy, vocabulary)
         return self.spread(logprobs), None if entropy is None else self.spread(entropy)
 
     def values(self, hidden: Tensor, head: nn.Linear, shift: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -82,15 +85,15 @@ class ResponseStates:
             return self.spread(at_least_float32((rows * head.weight[self.targets]).sum(-1) + head.bias[self.targets]))
 
     def best_and_expected_values(
-        self, lm: Any, trunk: Tensor, head: nn.Linear, temperature: float
+        self, lm: Any, trunk: Tensor, head: nn.Linear, temperature: float, vocabulary: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B,A] max_a Q(s_t, a) and [B,A] Σ_a π(a|s_t)·Q(s_t, a), without gradient, some rows at a time."""
         best, expected = [], []
         with torch.no_grad():
             for rows in self.index.split(rows_at_a_time(head.out_features)):
                 with torch.autocast(trunk.device.type, enabled=False):
-                    values = at_least_float32(head(trunk[rows].to(head.weight.dtype)))
-                policy = vocabulary_logits(lm, trunk[rows], temperature).softmax(-1)
+                    values = at_least_float32(head(trunk[rows].to(head.weight.dtype)))[:, :vocabulary]
+                policy = vocabulary_logits(lm, trunk[rows], temperature, vocabulary).softmax(-1)
                 best.append(values.amax(-1))
                 expected.append((policy * values).sum(-1))
         return self.spread(torch.cat(best)), self.spread(torch.cat(expected))
@@ -106,24 +109,38 @@ class ResponseStates:
 
 
 def vocabulary_logprobs(
-    lm: Any, hidden: Tensor, targets: Tensor, temperature: float, need_entropy: bool = True
+    lm: Any,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    need_entropy: bool = True,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of target tokens under a model's own head, a chunk of rows at a time.
 
     Args:
         lm: causal language model. hidden: [N,d] last hidden states. targets: [N]. temperature: divides the logits.
+        vocabulary: how many tokens there are (`models.vocabulary`); None for as many as the head has outputs.
     """
     head = lm.get_output_embeddings()
     transforms = logit_transforms(lm.config)
     if type(head) is nn.Linear and not transforms:
-        return linear_logprobs(hidden, head.weight, targets, temperature, head.bias, need_entropy)
+        bias = head.bias
+        return linear_logprobs(hidden, head.weight, targets, temperature, bias, need_entropy, vocabulary=vocabulary)
 
-    return head_logprobs(hidden, lambda rows: transformed_logits(lm, rows), targets, temperature, need_entropy)
+    def logits(rows: Tensor) -> Tensor:
+        return transformed_logits(lm, rows)[:, :vocabulary]
+
+    return head_logprobs(hidden, logits, targets, temperature, need_entropy)
 
 
-def vocabulary_logits(lm: Any, hidden: Tensor, temperature: float) -> Tensor:
-    """[n,V] logits / temperature of hidden states [n,d], float32 or wider. For few rows, or where all V are needed."""
-    return at_least_float32(transformed_logits(lm, hidden)) / temperature
+def vocabulary_logits(lm: Any, hidden: Tensor, temperature: float, vocabulary: int | None = None) -> Tensor:
+    """[n,V] logits / temperature of hidden states [n,d], float32 or wider. For few rows, or where all V are needed.
+
+    Args:
+        vocabulary: V, how many tokens there are; None for as many as the head has outputs.
+    """
+    return at_least_float32(transformed_logits(lm, hidden)[:, :vocabulary]) / temperature
 
 
 def transformed_logits(lm: Any, hidden: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ def add_reward_adapter(policy: PeftModel, name: str) -> RewardRole:
 def _refuse_more_than_lora(name: str, config: Any) -> None:
     """What a reward adapter changes besides its own matrices would be changed for every role."""
     more = sorted(set(config.modules_to_save or []) - {"score", "classifier"})
+    if getattr(config, "trainable_token_indices", None):
+        more.append("single tokens")  # PEFT cannot save the policy's adapter beside one that has some
     if more or getattr(config, "bias", "none") != "none":
         also = ", ".join(more) or f"the biases (bias={config.bias!r})"
         raise ValueError(

@@ -46,6 +46,8 @@ class TransformersGenerator:
         temperature: divides the logits. 0 takes the most probable token each time, for evaluation; the log-probs are
             then those at temperature 1.
         stop_token_id: token that ends a response; None if only the length does.
+        vocabulary: how many tokens there are to draw from (`models.vocabulary`); None for as many as the model has
+            logits for.
         max_rows: rows decoded at once; by default what a cache of a quarter of the device's memory holds (of 1 GiB on
             the CPU).
 
@@ -57,6 +59,7 @@ class TransformersGenerator:
     temperature: float = 1.0
     stop_token_id: int | None = None
     max_rows: int | None = None
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_completion_length < 1:
@@ -124,7 +127,7 @@ class TransformersGenerator:
         running = torch.ones_like(rows, dtype=torch.bool)
         logits = batch.prefill()
         for step in range(steps):
-            drawn, logprobs[rows, step] = draw(logits, numbers[rows, step], self.temperature)
+            drawn, logprobs[rows, step] = draw(logits[:, : self.vocabulary], numbers[rows, step], self.temperature)
             tokens[rows, step] = drawn
             if self.stop_token_id is not None:
                 running = running & (drawn != self.stop_token_id)

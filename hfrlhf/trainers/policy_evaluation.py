@@ -10,6 +10,7 @@ from ..data.prompts import PromptSet, prepare_prompts
 from ..experience import concatenate
 from ..models.libraries import speed_metrics
 from .metrics import evaluation_metrics
+from .prompt_checks import check_prompts, models_of
 
 # One set of prompts, several by name, or none.
 Prepared = PromptSet | dict[str, PromptSet] | None
@@ -55,6 +56,8 @@ def chosen_prompts(trainer: Any, dataset: Any) -> PromptSet | dict[str, PromptSe
         return own[dataset]
     prepared = prepare_evaluation(dataset, trainer.processing_class, trainer.args.max_prompt_length)
     assert prepared is not None
+    tokenizer, completion = trainer.processing_class, trainer.args.max_completion_length
+    check_prompts(prompt_sets(prepared), models_of(trainer), tokenizer, completion)
     return prepared
 
 

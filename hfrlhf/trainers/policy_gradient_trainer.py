@@ -32,19 +32,14 @@ from ..data.prompts import prepare_prompts
 from ..experience import OLD_LOGPROBS, EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..models.actor_critic import ActorCritic, Evaluation
 from ..models.adapters import with_adapter
-from ..models.checks import (
-    check_positions,
-    check_stop_token,
-    check_trainable,
-    check_vocabulary,
-    warn_of_other_stops,
-)
+from ..models.checks import check_stop_token, check_trainable, warn_of_other_stops
 from ..models.libraries import memory_tracker
 from ..models.loading import load_policy, load_tokenizer, load_value_model
 from ..models.precision import mismatch_bound
 from ..models.reference import make_reference
 from ..models.score_gradients import score_gradient_sq_norms
 from ..models.sharding import check_own_rates, check_sharding
+from ..models.vocabulary import check_vocabulary, tokens_drawn
 from ..reporting.progress import show_on_bar
 from ..reporting.watched import short_names
 from ..rewards.completions import completions_of
@@ -58,6 +53,7 @@ from .metrics import check_start, kl_per_response, rollout_metrics, sampler_mism
 from .old_names import POLICY_ARGUMENTS
 from .optimizer_duties import OptimizerDuties
 from .policy_evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
+from .prompt_checks import check_prompts
 from .reward_checks import check_reading, ending_note
 from .reward_functions import hand_over
 from .rollout_loop import RolloutLoop
@@ -127,20 +123,22 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         policy = load_policy(model, quantization_config)
         check_vocabulary(policy, tokenizer, "policy")
         self._prepare_data(train_dataset, eval_dataset, tokenizer, args)
+        vocabulary = tokens_drawn(policy, tokenizer), tokenizer
         policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing), args.seed)
         check_trainable(policy, "policy")
-        self.reference = make_reference(policy, None if ref_model is model else ref_model)
+        self.reference = make_reference(policy, None if ref_model is model else ref_model, *vocabulary)
         self.reward = reward_source(
             *(reward_funcs, tokenizer, reward_processing_classes, args.reward_weights),
             *(args.max_tokens_per_micro_batch, policy, args.reward_timeout),
         )
-        critic = (
-            load_value_model(value_model, policy, args.seed) if self.algorithm.critic == "V" else self.algorithm.critic
-        )
+        critic: Any = self.algorithm.critic
+        if critic == "V":
+            critic = load_value_model(value_model, policy, args.seed, *vocabulary)
         models = {"policy": policy, "reference": self.reference.model, "value model": critic}
-        check_positions(models, self.longest_prompt, args.max_completion_length)
+        sets = {"train dataset": self.prompts, **prompt_sets(self.eval_prompts)}
+        check_prompts(sets, models, tokenizer, args.max_completion_length)
         super().__init__(
-            model=ActorCritic(policy, critic, args.temperature),
+            model=ActorCritic(policy, critic, args.temperature, vocabulary[0]),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -154,8 +152,6 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     def _prepare_data(self, train_dataset: Any, eval_dataset: Any, tokenizer: Any, args: PolicyGradientConfig) -> None:
         self.prompts = prepare_prompts(train_dataset, tokenizer, args.max_prompt_length, "train")
         self.eval_prompts = prepare_evaluation(eval_dataset, tokenizer, args.max_prompt_length)
-        used = [prompts.ids for prompts in (self.prompts, *prompt_sets(self.eval_prompts).values())]
-        self.longest_prompt = max(len(ids) for prompts in used for ids in prompts)
 
     def _start(self, tokenizer: Any) -> None:
         args = self.args
@@ -172,7 +168,9 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
         check_stop_token(stop, tokenizer, self.model.policy)
         warn_of_other_stops(self.model, tokenizer, stop)
-        self.generator = TransformersGenerator(args.max_completion_length, args.temperature, stop)
+        self.generator = TransformersGenerator(
+            args.max_completion_length, args.temperature, stop, vocabulary=self.model.vocabulary
+        )
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()

@@ -9,6 +9,7 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from ..data.preferences import IDS, prepare_pairs
 from ..models.libraries import keep_columns
+from ..models.vocabulary import check_ids
 
 
 class RewardData:
@@ -34,6 +35,8 @@ class RewardData:
             return self._named(dataset)
         pairs = prepare_pairs(dataset, self.processing_class, self.max_length, name)
         self.dropped[name] = pairs.dropped
+        for column in IDS:
+            check_ids(pairs.dataset[column], self.processing_class, self.vocabulary, "reward model", f"{name} dataset")
         return pairs.dataset
 
     def _named(self: Any, name: str) -> str:

@@ -11,12 +11,12 @@ from peft import PeftModel
 
 from ..hub.model_card import CardFacts
 from ..models.adapters import new_adapter
-from ..models.checks import check_vocabulary
 from ..models.libraries import name_or_path
 from ..models.positions import positions_of
 from ..models.quantization import prepare_quantized, refuse_untrainable
 from ..models.reward_building import ENDS_WITH_EOS
 from ..models.reward_model import load_reward_model
+from ..models.vocabulary import check_vocabulary
 from .reward_config import RewardConfig
 
 UNLIMITED = 2**31

@@ -94,8 +94,8 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
         model = str(model) if isinstance(model, Path) else model
         tokenizer = load_tokenizer(processing_class, model)
         reward_model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)
-        vocabulary = embeddings_of(reward_model)
-        self.processing_class = with_padding_token(tokenizer, vocabulary)
+        self.vocabulary = embeddings_of(reward_model)
+        self.processing_class = with_padding_token(tokenizer, self.vocabulary)
         reward_model.trained_with = self.processing_class  # so that PPO in the same process reads as this training does
         self.max_length = longest_input(args.max_length, reward_model)
         self.dropped: dict[str, int] = {}  # pairs left out as too long, by dataset

@@ -133,7 +133,8 @@ class TrustRegionProblem:
 
     def _head(self, hidden: Tensor) -> Tensor:
         with self.trainer.accelerator.autocast():
-            return vocabulary_logits(causal_lm(self.actor_critic.policy), hidden, self.actor_critic.temperature)
+            policy, temperature = causal_lm(self.actor_critic.policy), self.actor_critic.temperature
+            return vocabulary_logits(policy, hidden, temperature, self.actor_critic.vocabulary)
 
     def _rows_at_a_time(self) -> int:
         return rows_at_a_time(outputs_of(self.actor_critic.policy))

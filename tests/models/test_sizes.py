@@ -155,6 +155,7 @@ def test_reward_models_are_made_of_projected_and_of_adapted_embeddings(lora: str
 
 @pytest.mark.parametrize("lora", ["embedding", "some tokens"])
 def test_a_reward_adapter_on_the_embedding_scores_alike_on_the_policys_base(lora: str, tmp_path: Path) -> None:
+    """One that trained single tokens is refused: with it the policy's own adapter could not be saved."""
     base, reward, tokenizer = str(tmp_path / "base"), str(tmp_path / "reward"), word_tokenizer()
     llama().save_pretrained(base)
     pairs = Dataset.from_dict({"prompt": ["the film"] * 4, "chosen": ["is good"] * 4, "rejected": ["is very bad"] * 4})
@@ -164,6 +165,10 @@ def test_a_reward_adapter_on_the_embedding_scores_alike_on_the_policys_base(lora
     trained.save_model()
     args = PPOConfig(str(tmp_path / "run"), rollout_batch_size=8, max_completion_length=4, **OPTIONS)
     more = {"processing_class": tokenizer, "peft_config": LoraConfig(target_modules=["v_proj"])}
+    if lora == "some tokens":
+        with pytest.raises(ValueError, match="also trained single tokens of its base"):
+            PPOTrainer(base, reward, args, PROMPTS, **more)
+        return
     trainer = PPOTrainer(base, reward, args, PROMPTS, **more)
     rollout = trainer.generate(*trainer.training_prompts(0))
     assert "reward" in trainer.model.policy.peft_config

@@ -71,8 +71,8 @@ def test_a_model_with_fewer_positions_than_needed_is_refused(tiny_model_folder, 
 
 
 def test_a_reference_of_another_vocabulary_is_refused(tiny_model_folder, tmp_path):
-    with pytest.raises(ValueError, match="reference has a vocabulary of 24"):
-        trainer(str(tiny_model_folder), tmp_path, ref_model=small_model(tiny_model_folder, vocab_size=24))
+    with pytest.raises(ValueError, match="reference has a vocabulary of 16"):
+        trainer(str(tiny_model_folder), tmp_path, ref_model=small_model(tiny_model_folder, vocab_size=16))
 
 
 def test_evaluation_prompts_longer_than_the_positions_are_refused(tiny_model_folder, tmp_path):

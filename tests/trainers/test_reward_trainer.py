@@ -500,10 +500,11 @@ def test_bad_input_is_refused_at_construction(tiny_model_folder, tokenizer, tmp_
     lora = LoraConfig(r=2)
     adapter = build(tiny_model_folder, tmp_path, peft_config=lora).model
     prompt_tuning = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
-    too_big = r"ids up to 21, the reward model's vocabulary ends at 19.*resize_token_embeddings\(22\)"
+    too_big = r"row 0 of the train dataset holds the token 'excellent' \(20\).* at 19.*resize_token_embeddings\(22\)"
+    excellent = Dataset.from_dict({"chosen": ["excellent"], "rejected": ["bad"]})
     one_column = Dataset.from_dict({"chosen": ["good"]})
     cases: list[tuple[type, str, dict[str, Any]]] = [
-        (ValueError, too_big, {"processing_class": big_tokenizer(tiny_model_folder)}),
+        (ValueError, too_big, {"processing_class": big_tokenizer(tiny_model_folder), "data": excellent}),
         (ValueError, "encoder–decoder", {"model": t5(), "processing_class": tokenizer}),
         (ValueError, "pass the tokenizer as `processing_class`", {"model": t5()}),
         (ValueError, "already has an adapter", {"model": adapter, "processing_class": tokenizer, "peft_config": lora}),
