@@ -13,34 +13,45 @@ recipes/ppo.py, it trains on them. Examples:
 
 import sys
 
-from hfrlhf.algorithms import algorithm_table
-from hfrlhf.trainers.command_line import parse_command_line, print_table, value_given
-from hfrlhf.trainers.family import family_of
-from trl import ModelConfig
+from hfrlhf.cli.algorithms import rows, settings_of
+from hfrlhf.cli.data_arguments import POLICY_NEEDS, POLICY_PAGE, POLICY_PLACES, PolicyArguments
+from hfrlhf.cli.first_look import first_look, value_given
+from hfrlhf.cli.mistakes import told_in_a_line
 
-from ppo import SHOWN, PPOArguments, run
+FAMILY_PAGE = {"algorithm": "algorithm n_step penalty_target exclude_self value_epochs"} | POLICY_PAGE
+TRPO_PAGE = {"the trust region": "max_kl cg_iterations cg_damping max_backtracks"}
+ALGORITHM = (value_given("algorithm") or ("vpg" if sys.argv[1:] else "help")) if __name__ == "__main__" else "help"
+ALONE = sys.argv[1:] in (["--algorithm", ALGORITHM], [f"--algorithm={ALGORITHM}"])  # the demo, with this algorithm
 
-FAMILY_SHOWN = {"algorithm": "algorithm n_step penalty_target exclude_self value_epochs"} | SHOWN
-TRPO_SHOWN = {"the trust region": "max_kl cg_iterations cg_damping max_backtracks"}
+if ALGORITHM in rows() and not ALONE:  # help and slips are answered before the imports below take their seconds
+    page = FAMILY_PAGE | (TRPO_PAGE if settings_of(ALGORITHM).endswith("TRPOConfig") else {})
+    first_look(__doc__, page, [*POLICY_PLACES, settings_of(ALGORITHM)], POLICY_NEEDS)
+
+from hfrlhf.algorithms import algorithm_named, algorithm_table
 
 
 def main() -> None:
     """Find the algorithm, then do as recipes/ppo.py does, with its trainer."""
-    algorithm = value_given("algorithm") or ("vpg" if sys.argv[1:] else "help")
-    if algorithm == "help":
+    if ALGORITHM == "help":
+        from hfrlhf.trainers.command_line import print_table
+
         return print_table(algorithm_table())
-    try:
-        config, trainer = family_of(algorithm)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    if sys.argv[1:] in (["--algorithm", algorithm], [f"--algorithm={algorithm}"]):
+    algorithm_named(ALGORITHM)  # or the nearest name, and all of them
+    if ALONE:
         from hfrlhf.demo import run_demo
 
-        run_demo(algorithm=algorithm)
+        run_demo(algorithm=ALGORITHM)
         return None
-    shown = FAMILY_SHOWN | (TRPO_SHOWN if hasattr(config, "max_kl") else {})
-    return run(*parse_command_line((PPOArguments, config, ModelConfig), __doc__, shown), trainer)
+    from hfrlhf.trainers.command_line import parse_command_line
+    from hfrlhf.trainers.family import family_of
+    from trl import ModelConfig
+
+    from ppo import run
+
+    config, trainer = family_of(ALGORITHM)
+    return run(*parse_command_line((PolicyArguments, config, ModelConfig), __doc__, {}), trainer)
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_a_line():
+        main()

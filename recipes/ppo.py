@@ -14,8 +14,14 @@ several of them, which are summed. Examples:
 
 import gc
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from hfrlhf.cli.data_arguments import POLICY_NEEDS, POLICY_PAGE, POLICY_PLACES, PolicyArguments
+from hfrlhf.cli.first_look import first_look
+from hfrlhf.cli.mistakes import told_in_a_line
+
+if __name__ == "__main__" and sys.argv[1:]:  # help and slips are answered before the imports below take their seconds
+    first_look(__doc__, POLICY_PAGE, [*POLICY_PLACES, "hfrlhf.trainers.configs:PPOConfig"], POLICY_NEEDS)
 
 from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer, merge
 from hfrlhf.data.loading import load_splits, split_of
@@ -26,58 +32,15 @@ from hfrlhf.reporting.screen import say
 from hfrlhf.rewards.sources import reward_from_name
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from accelerate import PartialState
 
-SHOWN = {
-    "data and models": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype reward_funcs "
-    "value_model output_dir",
-    "rollouts": "num_train_epochs max_steps rollout_batch_size num_generations max_prompt_length max_completion_length "
-    "temperature stop_token_id",
-    "the reward": "missing_eos_penalty reward_clip reward_weights kl_coef kl_target whiten_rewards gamma gae_lambda",
-    "the update": "learning_rate value_learning_rate num_ppo_epochs num_mini_batches clip_range vf_coef ent_coef "
-    "target_kl max_tokens_per_micro_batch gradient_accumulation_steps bf16 gradient_checkpointing use_cpu seed",
-    "adapters": "use_peft lora_r load_in_4bit merge",
-    "logs, checkpoints, Hub": "logging_steps eval_strategy eval_steps report_to save_strategy save_steps "
-    "resume_from_checkpoint push_to_hub hub_model_id",
-}
 
-
-@dataclass
-class PPOArguments(ScriptArguments):
-    """Where prompts, rewards and critic come from."""
-
-    reward_funcs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Reward models (Hub names or folders) and Python functions (FILE.py:FUNCTION), summed. A reward "
-            "adapter shares the policy's base; own:FOLDER gives it one of its own."
-        },
-    )
-    value_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "`adapter` for a LoRA critic on the policy's base, or a reward or language model for a critic of "
-            "its own. Default: a head on the policy's trunk."
-        },
-    )
-    merge: bool = field(
-        default=False, metadata={"help": "Also write the policy merged into its base, to `merged` in output_dir."}
-    )
-
-
-def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
+def run(script: PolicyArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
     """Check what can be checked before anything is loaded, train, and merge where that is asked for."""
-    needed = {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}
-    for name, value in (needed | {"reward_funcs": script.reward_funcs}).items():
-        if not value:
-            raise SystemExit(
-                f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it (the embedded "
-                "demo takes no settings)"
-            )
     if script.merge and not model.use_peft and not is_adapter(as_name(model.model_name_or_path), {}):
-        raise SystemExit("--merge merges an adapter into its base, but without --use_peft there is none")
+        raise ValueError("--merge merges an adapter into its base, but without --use_peft there is none")
     if script.merge:
         check_merge_target(Path(args.output_dir, "merged"))
     if not args.resume_from_checkpoint:
@@ -87,7 +50,7 @@ def run(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, tr
         write_merged(args.output_dir)
 
 
-def train(script: PPOArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
+def train(script: PolicyArguments, args: PolicyGradientConfig, model: ModelConfig, trainer_class: type) -> None:
     """Load, train, evaluate, save, push."""
     data = load_splits(script.dataset_name, script.dataset_config)
     loading = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
@@ -121,10 +84,16 @@ def write_merged(output_dir: str) -> None:
     processes.wait_for_everyone()
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        run(*parse_command_line((PPOArguments, PPOConfig, ModelConfig), __doc__, SHOWN), PPOTrainer)
-    else:
-        from hfrlhf.demo import run_demo
+def main() -> None:
+    """The demo, or what the command line says."""
+    if sys.argv[1:]:
+        return run(*parse_command_line((PolicyArguments, PPOConfig, ModelConfig), __doc__, {}), PPOTrainer)
+    from hfrlhf.demo import run_demo
 
-        run_demo()
+    run_demo()
+    return None
+
+
+if __name__ == "__main__":
+    with told_in_a_line():
+        main()

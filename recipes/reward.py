@@ -9,29 +9,34 @@ or a reward model to go on with. Examples:
     accelerate launch recipes/reward.py --config recipes/configs/reward_hh.yaml --use_peft --push_to_hub
 """
 
+from hfrlhf.cli.data_arguments import DataArguments
+from hfrlhf.cli.first_look import first_look
+from hfrlhf.cli.mistakes import told_in_a_line
+
+PAGE = {
+    "data and model": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype output_dir",
+    "training": "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
+    "max_length eval_strategy bf16 activation_checkpointing|gradient_checkpointing use_cpu seed",
+    "the reward": "center_rewards_coefficient label_smoothing normalize_scores",
+    "adapters": "use_peft lora_r load_in_4bit",
+    "logs, checkpoints, Hub": "logging_steps report_to save_strategy resume_from_checkpoint push_to_hub hub_model_id",
+}
+PLACES = ("hfrlhf.cli.data_arguments:DataArguments", "hfrlhf.trainers.reward_config:RewardConfig", "trl:ModelConfig")
+
+if __name__ == "__main__":  # help and slips are answered before the imports below take their seconds
+    first_look(__doc__, PAGE, PLACES, ("model_name_or_path", "dataset_name"))
+
 from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_tokenizer
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
-
-SHOWN = {
-    "data and model": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype output_dir",
-    "training": "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-    "max_length eval_strategy bf16 gradient_checkpointing use_cpu seed",
-    "the reward": "center_rewards_coefficient label_smoothing normalize_scores",
-    "adapters": "use_peft lora_r load_in_4bit",
-    "logs, checkpoints, Hub": "logging_steps report_to save_strategy resume_from_checkpoint push_to_hub hub_model_id",
-}
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 
 def main() -> None:
     """Parse, load, train, evaluate, save, push."""
-    script, args, model = parse_command_line((ScriptArguments, RewardConfig, ModelConfig), __doc__, SHOWN)
-    for name, value in {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}.items():
-        if value is None:
-            raise SystemExit(f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it")
+    script, args, model = parse_command_line((DataArguments, RewardConfig, ModelConfig), __doc__, {})
     if not args.resume_from_checkpoint:
         check_output_dir(args.output_dir)
     data = load_splits(script.dataset_name, script.dataset_config)
@@ -57,4 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_a_line():
+        main()

@@ -7,29 +7,34 @@ The data is a name on the Hub, a folder with train.jsonl and test.jsonl, or one 
     accelerate launch recipes/sft.py --config recipes/configs/sft_reviews.yaml --use_peft --push_to_hub
 """
 
-from hfrlhf.data.loading import load_splits, split_of
-from hfrlhf.hub.model_card import is_hub_name
-from hfrlhf.models.quantization import save_quantization
-from hfrlhf.reporting.progress import show_on_bar
-from hfrlhf.trainers.checkpoints import check_output_dir
-from hfrlhf.trainers.command_line import parse_command_line
-from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from hfrlhf.cli.data_arguments import DataArguments
+from hfrlhf.cli.first_look import first_look
+from hfrlhf.cli.mistakes import told_in_a_line
 
-SHOWN = {
+PAGE = {
     "data and model": "dataset_name dataset_train_split dataset_test_split model_name_or_path dtype output_dir",
     "training": "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
     "max_length packing assistant_only_loss eval_strategy bf16 use_cpu seed",
     "adapters": "use_peft lora_r load_in_4bit",
     "logs, checkpoints, Hub": "logging_steps report_to save_strategy resume_from_checkpoint push_to_hub hub_model_id",
 }
+PLACES = ("hfrlhf.cli.data_arguments:DataArguments", "trl:SFTConfig", "trl:ModelConfig")
+
+if __name__ == "__main__":  # help and slips are answered before the imports below take their seconds
+    first_look(__doc__, PAGE, PLACES, ("model_name_or_path", "dataset_name"))
+
+from hfrlhf.data.loading import load_splits, split_of
+from hfrlhf.hub.model_card import is_hub_name
+from hfrlhf.models.quantization import save_quantization
+from hfrlhf.reporting.progress import show_on_bar
+from hfrlhf.trainers.checkpoints import check_output_dir
+from hfrlhf.trainers.command_line import parse_command_line
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 
 def main() -> None:
     """Parse, load, train, evaluate, save, push."""
-    script, args, model = parse_command_line((ScriptArguments, SFTConfig, ModelConfig), __doc__, SHOWN)
-    for name, value in {"model_name_or_path": model.model_name_or_path, "dataset_name": script.dataset_name}.items():
-        if value is None:
-            raise SystemExit(f"--{name} is missing: give a name on the Hub or a local path, or a --config that has it")
+    script, args, model = parse_command_line((DataArguments, SFTConfig, ModelConfig), __doc__, {})
     if not args.resume_from_checkpoint:
         check_output_dir(args.output_dir)
     data = load_splits(script.dataset_name, script.dataset_config)
@@ -61,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_a_line():
+        main()

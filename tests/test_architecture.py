@@ -30,6 +30,7 @@ LEVELS = {
     "hub": 3,
     "reporting": 3,
     "trainers": 4,
+    "cli": 4,
     "evaluation": 4,
     "demo": 5,
 }

@@ -17,7 +17,7 @@ from ..core.masking import masked_sum
 from ..data.written import texts_of
 from ..evaluation.win_rate import WinRate
 from ..experience import Rollout
-from ..hub.model_card import CardFacts, escape, write_model_card
+from ..hub.model_card import CardFacts, table_cell, write_model_card
 from ..hub.plain_text import printable
 from ..models.loading import load_policy, load_tokenizer
 from ..models.reference import Reference, frozen
@@ -82,14 +82,14 @@ def kl_to_sft(folder: Path, rollout: Rollout) -> list[float]:
     return masked_sum(torch.where(rollout.action_mask, kl, 0.0), rollout.action_mask, -1).tolist()
 
 
-def write_report(folder: Path, metrics: dict[str, Any], samples: list[dict], log: list[dict], command: str) -> None:
+def write_report(folder: Path, metrics: dict[str, Any], samples: list[dict], log: list[dict]) -> None:
     """`metrics.json`, `samples.jsonl`, `samples.md`, and the model card as `README.md`.
 
     Args:
-        folder: of the run. metrics: of `compare`, and what else is worth keeping. log: PPO's, a row per rollout.
-        command: that made the run.
+        folder: of the run. metrics: of `compare`, what else is worth keeping, and the `command` that made the run.
+        log: PPO's, a row per rollout.
     """
-    text = json.dumps({**metrics, "command": command, "ppo_log": log}, indent=1)
+    text = json.dumps({**metrics, "ppo_log": log}, indent=1)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     lines = [json.dumps(sample) + "\n" for sample in samples]
     (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -104,7 +104,7 @@ def write_report(folder: Path, metrics: dict[str, Any], samples: list[dict], log
         samples=[_shown(sample, metrics["method"]) for sample in samples[:SHOWN]],
         metrics=numbers,
         figures=["curves.png"],
-        command=command,
+        command=metrics["command"],
         example=samples[0]["prompt"],
     )
     write_model_card(folder, facts)
@@ -155,4 +155,4 @@ def _shown(sample: Mapping[str, Any], method: str) -> dict[str, str]:
 def _markdown(samples: list[dict], method: str) -> str:
     shown = [_shown(sample, method) for sample in samples]
     rows = [list(shown[0]), ["---"] * 5, *(sample.values() for sample in shown)]
-    return "".join(f"| {' | '.join(cell if cell == '---' else escape(cell) for cell in row)} |\n" for row in rows)
+    return "".join(f"| {' | '.join(cell if cell == '---' else table_cell(cell) for cell in row)} |\n" for row in rows)

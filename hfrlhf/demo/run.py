@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +18,17 @@ from transformers import AutoTokenizer
 from ..data.written import texts_of
 from ..models.libraries import broadcast_object_list
 from ..reporting.screen import say
+from ..trainers.interruption import Interrupted, say_at_the_end
 from . import report, stages, world
 from .algorithms import settings_for
 from .console import one_thread, quiet
+from .expectations import EXPECTED, DemoFailed, Expectation, shortfalls
 from .memory import peak_memory_gb
 from .pairs import label_pairs
 
 _FIRST, _SECOND = 4, 5  # the second word of an address: which answer of a pair is drawn
+_SPLITS = ("sft", "pairs", "ppo", "test")
+MODELS = {"SFT": "sft", "reward model": "reward_model", "PPO": "policy"}  # stage -> the folder of its model
 
 
 def run_demo(
@@ -41,35 +45,78 @@ def run_demo(
     Raises:
         ValueError: an unknown algorithm.
         FileExistsError: the folder holds something already; nothing is ever overwritten.
+        DemoFailed: with the demo's own settings, a stage is not what it should be; everything is written before.
+        Interrupted: Ctrl-C.
     """
+    expected = EXPECTED if settings is None else ()  # of settings of one's own nobody knows what they come to
     settings = dict(settings or load_settings())
     settings["seed"] = settings["seed"] if seed is None else seed
     if algorithm != "ppo_clip":
         settings["ppo"] = settings_for(algorithm, settings["ppo"])
-    folder = new_folder(output_dir)
-    sizes = {name: settings["world"][name] for name in ("sft", "pairs", "ppo", "test")}
-    prompts = world.make_splits(settings["seed"], **sizes)
-    clock = Clock()
-    with quiet(), one_thread():
-        with clock.stage("SFT", "a tiny model learns to write letters"):
-            stages.train_language_model(folder / "sft", prompts.sft, settings)
-        with clock.stage("pairs", "it answers each prompt twice, and raters choose"):
-            noise = settings["world"]["label_temperature"]
-            pairs, test_pairs = (make_pairs(folder, part, noise, settings) for part in (prompts.pairs, prompts.test))
-        with clock.stage("reward model", "learns from the choices"):
-            accuracy = stages.train_reward_model(folder / "reward_model", folder / "sft", pairs, test_pairs, settings)
-        with clock.stage(stages.method(settings), "the model learns from the reward model"):
-            policy, sft, reward_model = (folder / name for name in ("policy", "sft", "reward_model"))
-            log = stages.train_policy(policy, sft, reward_model, prompts.ppo, settings)
-        with clock.stage("report", "on prompts that no stage has seen"):
-            if clock.speaks:
-                metrics, samples = report.compare(folder, prompts.test, settings)
+    folder, clock = new_folder(output_dir), Clock()
+    with quiet(), one_thread(), told_what_is_kept(folder, clock):
+        metrics, samples, log = _run_stages(folder, settings, clock, expected)
         if clock.speaks:
-            facts = {"method": stages.method(settings), "reward_accuracy": accuracy, "seed": settings["seed"]}
-            told = {**metrics, **facts, **clock.facts()}
-            report.write_report(folder, told, samples, log, " ".join(["python", *sys.argv]))
+            told = metrics | clock.facts() | {"command": " ".join(["python", *sys.argv])}
+            report.write_report(folder, told, samples, log)
             report.print_report(folder, told, samples)
+            refuse_shortfalls(folder, told, expected)
     return folder
+
+
+def _run_stages(
+    folder: Path, settings: dict[str, Any], clock: Clock, expected: Sequence[Expectation]
+) -> tuple[dict[str, Any], list[dict], list[dict]]:
+    """Train each model; the metrics and samples of the first process, and the log of the policy's training."""
+    method, metrics, samples = stages.method(settings), dict[str, Any](), list[dict]()
+    prompts = world.make_splits(settings["seed"], **{name: settings["world"][name] for name in _SPLITS})
+    sft, reward_model, policy = (folder / name for name in MODELS.values())
+    with clock.stage("SFT", "a tiny model learns to write letters"):
+        stages.train_language_model(sft, prompts.sft, settings)
+    with clock.stage("pairs", "it answers each prompt twice, and raters choose"):
+        noise = settings["world"]["label_temperature"]
+        pairs, test_pairs = (make_pairs(folder, part, noise, settings) for part in (prompts.pairs, prompts.test))
+    with clock.stage("reward model", "learns from the choices"):
+        accuracy = stages.train_reward_model(reward_model, sft, pairs, test_pairs, settings)
+        clock.tell(shortfalls({"reward_accuracy": accuracy}, expected=expected))
+    with clock.stage(method, "the model learns from the reward model"):
+        log = stages.train_policy(policy, sft, reward_model, prompts.ppo, settings)
+    with clock.stage("report", "on prompts that no stage has seen"):
+        if clock.speaks:
+            metrics, samples = report.compare(folder, prompts.test, settings)
+    return metrics | {"method": method, "reward_accuracy": accuracy, "seed": settings["seed"]}, samples, log
+
+
+def refuse_shortfalls(folder: Path, metrics: dict[str, Any], expected: Sequence[Expectation]) -> None:
+    """End with an error where a stage is not what it should be.
+
+    Raises:
+        DemoFailed: the message has a line for each.
+    """
+    lines = shortfalls(metrics, metrics["method"], expected=expected)
+    if lines:
+        found = "\n".join(f"  {line}" for line in lines)
+        raise DemoFailed(f"the demo is not what it should be; its files are in {folder}:\n{found}")
+
+
+@contextmanager
+def told_what_is_kept(folder: Path, clock: Clock) -> Iterator[None]:
+    """Within the block, Ctrl-C ends the demo and says what is there: it has no checkpoints to go on from.
+
+    Raises:
+        Interrupted: with the exit code of a run that may be started again.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        whole = [str(folder / name) for stage, name in MODELS.items() if stage in clock.seconds]
+        kept = f"the models of the stages that were over are kept ({', '.join(whole)})" if whole else "nothing is kept"
+        message = (
+            f"the demo was stopped: {kept}, what the stage in progress had learnt is lost. It starts anew each time"
+        )
+        if clock.speaks:
+            say_at_the_end(message)
+        raise Interrupted(message) from None
 
 
 def load_settings() -> dict[str, Any]:
@@ -122,6 +169,11 @@ class Clock:
         self.seconds[name] = time.perf_counter() - start
         if self.speaks:
             say(f"      {self.seconds[name]:.1f} s")
+
+    def tell(self, lines: Sequence[str]) -> None:
+        """Say what is not as it should be, once for all processes."""
+        for line in lines if self.speaks else ():
+            say(f"      ! {line}")
 
     def facts(self) -> dict[str, Any]:
         """Seconds in all and per stage, and the most memory this process has held."""

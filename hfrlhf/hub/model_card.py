@@ -41,9 +41,10 @@ class CardFacts:
 
     `model_name` is the Hub name or folder to load from, `task` the Hub's pipeline tag ("text-generation",
     "text-classification"), `library` "transformers" or "peft". `samples` are rows of one table, keys as headings.
-    `figures` are pictures that lie beside the card, `example` is a prompt to try, `quantization` what an adapter's base
-    is loaded with (arguments of `BitsAndBytesConfig`). A base model or dataset given as a
-    local path is named in the text by its last part only and left out of the metadata, which holds Hub names alone.
+    `figures` are pictures that lie beside the card, `example` is a prompt to try (text, or chat messages),
+    `quantization` what an adapter's base is loaded with (arguments of `BitsAndBytesConfig`). A base model or dataset
+    given as a local path is named in the text by its last part only and left out of the metadata, which holds Hub names
+    alone.
     """
 
     model_name: str
@@ -60,7 +61,7 @@ class CardFacts:
     figures: Sequence[str] = ()
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     command: str | None = None
-    example: str = "Once upon a time"
+    example: str | Sequence[Mapping[str, Any]] = "Once upon a time"
     quantization: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
@@ -159,12 +160,12 @@ _USAGE = {
     ("text-generation", "transformers"): """\
 from transformers import pipeline
 generate = pipeline("text-generation", model={name})
-print(generate({example}, max_new_tokens=64)[0]["generated_text"])""",
+print(generate({example}, max_new_tokens=64)[0]["generated_text"]{said})""",
     ("text-generation", "peft"): """\
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
-output = model.generate(**tokenizer({example}, return_tensors="pt"), max_new_tokens=64)
+output = model.generate(**{inputs}, max_new_tokens=64)
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
     ("text-generation", "peft, quantised"): """\
 from peft import AutoPeftModelForCausalLM
@@ -172,7 +173,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 base = BitsAndBytesConfig({quantization})  # the adapter was trained on its base in this form
 model = AutoPeftModelForCausalLM.from_pretrained({name}, quantization_config=base)
 tokenizer = AutoTokenizer.from_pretrained({name})
-output = model.generate(**tokenizer({example}, return_tensors="pt"), max_new_tokens=64)
+output = model.generate(**{inputs}, max_new_tokens=64)
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
     ("text-classification", "peft"): """\
 from hfrlhf import load_reward_model
@@ -194,7 +195,18 @@ def _usage(facts: CardFacts) -> str:
         kind = f"{kind}, quantised"
     options = ", ".join(f"{name}={value!r}" for name, value in facts.quantization.items())
     words = {"name": repr(facts.model_name), "example": repr(facts.example), "quantization": options}
+    words |= _of_chat(words["example"]) if not isinstance(facts.example, str) else _of_text(words["example"])
     return _code("python", _USAGE.get((facts.task, kind), "").format(**words))
+
+
+def _of_text(example: str) -> dict[str, str]:
+    return {"said": "", "inputs": f'tokenizer({example}, return_tensors="pt")'}
+
+
+def _of_chat(example: str) -> dict[str, str]:
+    """A chat goes through the tokenizer's template, and a pipeline gives it back with one turn more."""
+    options = 'add_generation_prompt=True, return_tensors="pt", return_dict=True'
+    return {"said": '[-1]["content"]', "inputs": f"tokenizer.apply_chat_template({example}, {options})"}
 
 
 def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -211,14 +223,15 @@ def _section(title: str, body: str) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [[_cell(value) for value in row] for row in rows]
+    lines = [[table_cell(value) for value in row] for row in rows]
     if not lines:
         return ""
-    lines = [[_cell(heading) for heading in headings], ["---"] * len(headings), *lines]
+    lines = [[table_cell(heading) for heading in headings], ["---"] * len(headings), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def table_cell(value: Any) -> str:
+    """A value as the text of a table's cell: four digits, line breaks as `<br>`, nothing that would be markup."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value).strip()
     text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
     return "<br>".join(_inline(line) for line in text.splitlines())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from ..models.reward_model import load_reward_model
 from ..models.sizes import embeddings_of
 from .adapter_reward import AdapterReward
 from .completions import Completions, RewardSource
+from .from_file import function_from
 from .function_reward import FunctionReward
 from .model_reward import ModelReward
 from .reading import Reader
@@ -175,17 +174,12 @@ def reward_from_name(name: str) -> Any:
     A name that begins with `own:` is a reward adapter to be loaded with a base of its own.
 
     Raises:
-        ValueError: the file, the module or the function does not exist.
+        ValueError: as `from_file.function_from`.
     """
     place, colon, function = name.rpartition(":")
     if name.startswith(OWN_BASE) or not colon or not function.isidentifier():
         return name
-    try:
-        if place.endswith(".py"):
-            return runpy.run_path(place)[function]
-        return getattr(importlib.import_module(place), function)
-    except (OSError, ImportError, AttributeError, KeyError) as error:
-        raise ValueError(f"no reward function {function!r} in {place!r}: {error}") from error
+    return function_from(place, function)
 
 
 def _saved_tokenizer(name: str) -> Any:

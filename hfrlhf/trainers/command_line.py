@@ -10,17 +10,18 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 from trl import TrlParser
 
+from ..cli.first_look import config_file, settings_in, value_given
+from ..cli.mistakes import refuse
 from ..models.libraries import actions_of, add_action
 from ..reporting.screen import console
 from .old_names import POLICY_SETTINGS
@@ -39,9 +40,10 @@ def parse_command_line(
     under it, separated by spaces.
 
     Raises:
-        ValueError: the file is no mapping; `shown` holds a name that is no field.
-        SystemExit: help was asked for; an option or a name in the file is unknown (the message suggests another), a
-            value is of the wrong type, or checkpoints were asked for and switched off.
+        ValueError: `shown` holds a name that is no field.
+        SystemExit: help was asked for; the file is not there or holds no settings; an option or a name in the file is
+            unknown (the message suggests another), a value is of the wrong type, or checkpoints were asked for and
+            switched off.
     """
     arguments = _split_config(sys.argv[1:] if argv is None else argv)
     parser = TrlParser(
@@ -52,6 +54,7 @@ def parse_command_line(
         usage=_USAGE,
         formatter_class=_Help,
     )
+    parser.error = refuse  # type: ignore[method-assign, assignment]  # a line that says what is wrong, without the usage
     if "--help-all" in arguments:
         parser.print_help()
         raise SystemExit(0)
@@ -60,7 +63,9 @@ def parse_command_line(
         raise SystemExit(0)
     _refuse_unknown(parser, _names_in(arguments), dataclass_types)
     try:
-        parsed = parser.parse_args_and_config(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of defaults that TRL sets, not the user
+            parsed = parser.parse_args_and_config(arguments)
     except ValueError as error:  # settings that cannot work, or words that belong to no option
         parser.error(str(error))
     for record in parsed:
@@ -90,23 +95,6 @@ def _split_config(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def value_given(name: str, argv: Sequence[str] | None = None) -> str | None:
-    """What an option is set to, before anything is parsed: on the command line, else in the file of `--config`.
-
-    Raises:
-        SystemExit: the option stands there without a value.
-    """
-    arguments = _split_config(sys.argv[1:] if argv is None else argv)
-    given = None
-    for i, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option == f"--{name}":
-            given = value if equals else "".join(arguments[i + 1 : i + 2])
-            if not given or given.startswith("--"):
-                raise SystemExit(f"--{name} needs a value, as in --{name} NAME")
-    return given or _settings_in(arguments).get(name)
-
-
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """A table whose first row is its heading and whose first column is never cut; by the first process alone."""
     if os.environ.get("RANK", "0") != "0":
@@ -120,18 +108,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def _names_in(arguments: Sequence[str]) -> list[str]:
     """The names of all options given, on the command line and in the file of `--config`."""
     names = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
-    return [name for name in names if name != "config"] + [str(name) for name in _settings_in(arguments)]
-
-
-def _settings_in(arguments: Sequence[str]) -> dict[str, Any]:
-    """What the file of `--config` holds; nothing where there is none."""
-    if "--config" not in arguments:
-        return {}
-    file = "".join(arguments[arguments.index("--config") + 1 :][:1])
-    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
-    if not isinstance(settings, dict):
-        return {}
-    return {name: value for name, value in settings.items() if name != "env"}
+    return [name for name in names if name != "config"] + list(settings_in(config_file(arguments))[0])
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str], dataclass_types: Sequence[Any]) -> None:

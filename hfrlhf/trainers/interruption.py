@@ -10,11 +10,14 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from .launcher import is_alive, say_after, waiting_launcher
 
 # EX_TEMPFAIL of sysexits.h: not done, nothing is lost, run it again with `resume_from_checkpoint=True`.
 EXIT_CODE = 75
@@ -32,6 +35,19 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+def say_at_the_end(message: str) -> None:
+    """As the last words, also after a launcher that has something to say of the exit code."""
+    launcher = waiting_launcher()
+    if launcher is None or not say_after(launcher, f"\n{message}\n"):
+        _say(message)
+
+
+def _say(text: str) -> None:
+    """Past every buffer: a handler may run in the middle of another write."""
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode(errors="replace"))
 
 
 class Interruption(TrainerCallback):
@@ -57,10 +73,13 @@ class Interruption(TrainerCallback):
         self.since = 0.0
         self.stopped_at: int | None = None  # the step whose checkpoint is the last
         self.before: dict[int, Any] = {}
+        self.launcher: int | None = None  # the process that waits for this one
+        self.can_resume = True  # whether the script knows how to go on from a checkpoint
 
     def __enter__(self) -> None:
         """Listen; in another thread than the main one Python allows no handlers."""
         self.received = self.stopped_at = None
+        self.launcher = waiting_launcher()
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
@@ -79,7 +98,7 @@ class Interruption(TrainerCallback):
 
     def _leave(self) -> None:
         folder = Path(self.trainer.args.output_dir, f"checkpoint-{self.stopped_at}")
-        how = "go on with `resume_from_checkpoint=True`"
+        how = "go on with `resume_from_checkpoint=True` (recipes: `--resume_from_checkpoint True`)"
         if self.trainer.args.save_only_model:
             how = "it has the weights alone (`save_only_model=True`), a run cannot be resumed from it"
         message = (
@@ -91,20 +110,20 @@ class Interruption(TrainerCallback):
                     f"stopped by a signal after step {self.stopped_at}, but its checkpoint {folder} is gone: something "
                     "else deletes there. `resume_from_checkpoint=True` goes on from the newest that is left"
                 )
-            self._say(message)
+            if self.can_resume:
+                say_at_the_end(message)
         raise Interrupted(message)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.received is None:
             self.received, self.since = number, time.monotonic()
-            self._say(f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once")
+            _say(
+                f"{signal.Signals(number).name}: finishing this step, then saving; once more (kill {os.getpid()}) ends "
+                "it at once"
+            )
         elif time.monotonic() - self.since > SAME_SIGNAL_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-
-    def _say(self, text: str) -> None:
-        """Past every buffer: a handler may run in the middle of another write."""
-        os.write(2, f"\n{text}\n".encode())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a whole step: if any process was told to stop, all save and stop."""
@@ -114,7 +133,9 @@ class Interruption(TrainerCallback):
 
     def _any_process_was_told(self) -> bool:
         accelerator = self.trainer.accelerator
+        # A launcher that has ended tells nothing any more, and nobody would see what becomes of this process.
+        here = self.received is not None or (self.launcher is not None and not is_alive(self.launcher))
         if accelerator.num_processes == 1:
-            return self.received is not None
-        told = torch.tensor(float(self.received is not None), device=accelerator.device)
+            return here
+        told = torch.tensor(float(here), device=accelerator.device)
         return bool(accelerator.reduce(told, "sum") > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -11,6 +12,7 @@ from ..hub.model_card import CardFacts
 from ..models.libraries import name_or_path
 from ..models.quantization import quantization_arguments
 from ..reporting.curves import CURVES
+from ..reporting.samples import as_text
 from .algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
 
 REMARKS = """\
@@ -27,13 +29,42 @@ _SHOWN = (
 )
 
 
+EXAMPLES, LONGEST_EXAMPLE = 32, 300  # prompts looked at for one to try, and its characters at most
+
+
 def _settings(args: Any) -> dict[str, Any]:
     """The settings worth knowing, without those that the algorithm does not read."""
     row = algorithm_named(args.algorithm)
     unread = {name for name, option in OPTION_FIELDS.items() if option not in options_read(row)}
     if row.critic is None:
         unread |= set(CRITIC_FIELDS)
+    unread.add("num_train_epochs" if args.max_steps > 0 else "max_steps")  # which of the two the run did not go by
     return {name: getattr(args, name) for name in _SHOWN if hasattr(args, name) and name not in unread}
+
+
+def _rewards(reward: Any) -> str:
+    """Each reward by its name, with its weight."""
+    pairs = zip(reward.sources, reward.weights, strict=True)
+    return ", ".join(f"{source.name} × {weight:g}" for source, weight in pairs)
+
+
+def _samples(trainer: Any) -> list[dict[str, Any]]:
+    """The same prompts before and after training; while it goes on, some of the newest rollout. A chat is its turns."""
+    rows = trainer.comparison.rows or trainer.samples
+    texts = {"prompt", "completion", "before", "after"}
+    return [
+        {key: as_text(value) if key in texts else value for key, value in row.items() if value is not None}
+        for row in rows
+    ]
+
+
+def _example(prompts: list[Any]) -> Any:
+    """A prompt of the run's own data, one of moderate length where there is one."""
+    short = [prompt for prompt in prompts if len(as_text(prompt)) <= LONGEST_EXAMPLE]
+    chosen = (short or prompts)[0]
+    if isinstance(chosen, str):
+        return chosen[:LONGEST_EXAMPLE]
+    return [{"role": turn["role"], "content": turn["content"]} for turn in chosen]
 
 
 def _newest(trainer: Any, prefix: str) -> list[tuple[str, float]]:
@@ -56,9 +87,10 @@ def policy_card(trainer: Any) -> CardFacts:
         "base_model": name_or_path(policy.config) or None,
         "quantization": quantization_arguments(policy),
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
-        "samples": trainer.comparison.rows or trainer.samples,
-        "figures": [CURVES] if args.save_curves else [],
+        "samples": _samples(trainer),
+        "figures": [CURVES] if Path(args.output_dir, CURVES).exists() else [],  # not beside a checkpoint's card
+        "example": _example(trainer.prompts.rows["prompt"][:EXAMPLES]),
         "metrics": shown,
-        "hyperparameters": _settings(args) | left_out,
+        "hyperparameters": {"rewards": _rewards(trainer.reward)} | _settings(args) | left_out,
     }
     return CardFacts(**facts | trainer.card)

@@ -98,7 +98,7 @@ class RunFiles(TrainerCallback):
 
     def results(self, output: Any) -> Any:
         """The same output of `train()`, its metrics written."""
-        if self._wants("save_logs"):
+        if self._wants("save_logs") and self.trainer.interruption.stopped_at is None:
             self.trainer.save_metrics("train", output.metrics)
         return output
 

@@ -71,9 +71,10 @@ def test_checkpoints_that_are_switched_off_are_not_asked_for(tmp_path: Path, cap
     assert args.save_steps == 50
 
 
-def test_the_file_must_be_there() -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+def test_the_file_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
         parse("--config", "gone.yaml")
+    assert stop.value.code == 2 and "--config gone.yaml: the file does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -1,0 +1,84 @@
+"""What the card of a trained policy says: of its own data, of the same prompts before and after, of its rewards."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from tests.trainers.helpers import prompts, reward, trainer
+
+
+def card(folder: Path) -> str:
+    return (folder / "run" / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_has_the_rewards_the_same_prompts_twice_and_one_length_of_the_run(tiny_model_folder, tmp_path):
+    def brief(completions, **_):
+        return [-len(text) / 100 for text in completions]
+
+    settings = {"reward_funcs": [reward, brief], "reward_weights": [1.0, 0.5], "save_curves": True}
+    built = trainer(str(tiny_model_folder), tmp_path, save_strategy="steps", save_steps=4, **settings)
+    built.train()
+    built.save_model()
+    text = card(tmp_path)
+    assert "| rewards | reward × 1, brief × 0.5 |" in text
+    assert "max_steps" in text and "num_train_epochs" not in text
+    assert "| prompt | before | score before | after | score after |" in text
+    rows = built.comparison.rows
+    for row, line in zip(
+        rows, re.findall(r"^\| (?:the film|a story|the actor is very|bad) \|.*$", text, re.M), strict=True
+    ):
+        assert f"| {row['prompt']} |" in line and f"{row['score after']:.4g}" in line
+    assert f"generate({built.prompts.texts[0]!r}, max_new_tokens=64)" in text
+    assert "![curves](curves.png)" in text
+    checkpoint = (tmp_path / "run" / "checkpoint-4" / "README.md").read_text(encoding="utf-8")
+    assert "curves.png" not in checkpoint  # it lies beside the run's own card
+    epochs = trainer(str(tiny_model_folder), tmp_path / "b", max_steps=-1, num_train_epochs=1)
+    epochs.save_model()
+    assert "num_train_epochs" in card(tmp_path / "b") and "max_steps" not in card(tmp_path / "b")
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_chat_is_shown_as_a_chat_and_can_be_tried(turns, tmp_path, make_tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(eos="<|im_end|>", chat=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **shape)).save_pretrained(tmp_path / "model")
+    talk = [
+        {"role": "user", "content": "a film?"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "x"},
+    ]
+    data = Dataset.from_dict({"prompt": [talk[:turns]] * 8})
+    built = trainer(
+        str(tmp_path / "model"),
+        tmp_path,
+        train_dataset=data,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+    )
+    built.train()
+    built.save_model()
+    text = card(tmp_path)
+    assert "'role'" not in text.partition("## Samples")[2]
+    assert ("| a film? |" if turns == 1 else "| user: a film?<br>assistant: yes<br>user: x |") in text
+    block = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert '[-1]["content"]' in block
+    shown: list[str] = []
+    exec(block.replace("max_new_tokens=64", "max_new_tokens=2"), {"print": shown.append})
+    assert len(shown) == 1 and isinstance(shown[0], str)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+
+
+def test_a_long_prompt_is_no_example_where_there_is_a_shorter_one(tiny_model_folder, tmp_path):
+    rows = Dataset.from_dict({"prompt": ["the film " * 60, "a story"]})
+    built = trainer(str(tiny_model_folder), tmp_path, train_dataset=rows, rollout_batch_size=4)
+    built.save_model()
+    assert "generate('a story', max_new_tokens=64)" in card(tmp_path)
+    assert prompts(1)["prompt"] == ["the film"]
