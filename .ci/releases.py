@@ -24,8 +24,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-# Parts of an environment that every Python brings itself.
-NOT_OURS = {"pip", "setuptools", "wheel"}
+# What every Python brings itself, and what torch's build for a machine does.
+NOT_OURS = re.compile(r"(pip|setuptools|wheel|triton|(nvidia|cuda)-.*)")
 HEADER = """\
 # The releases that CI has passed with, written by `python .ci/releases.py set`:   pip install -c constraints.txt -e .
 # A line for one Python alone stands beside the lowest release that we promise, where the tested one is not for it.
@@ -54,7 +54,7 @@ def installed(names: list[str]) -> dict[str, str]:
             dist = distribution(name)
         except PackageNotFoundError:  # of another platform, or of an extra that is not here
             continue
-        if name in found or name in NOT_OURS:
+        if name in found or NOT_OURS.fullmatch(name):
             continue
         found[name] = dist.version.partition("+")[0]
         names += [
