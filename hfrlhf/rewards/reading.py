@@ -18,14 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..data.responses import Encoded, encode_parts
 from ..data.templates import template_options
 from ..data.written import content, written
 from ..experience import chunks_by_length
+from ..models.positions import positions_of
 from ..models.reward_model import ends_with_eos
 from ..models.sizes import embeddings_of
 from .completions import Completions
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -36,12 +40,14 @@ class Reader:
         tokenizer: the reward model's, with its chat template. policy_tokenizer: which wrote the completions' ids.
         vocabulary: number of the reward model's embeddings; no id beyond reaches it.
         eos: whether it was trained on responses that end with EOS, as ours and TRL's are.
+        positions: how many tokens it can read; of a longer row the beginning is left out.
     """
 
     tokenizer: Any
     policy_tokenizer: Any
     vocabulary: int
     eos: bool = True
+    positions: int | None = None
     known: set[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,19 +61,33 @@ class Reader:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, policy_tokenizer: Any) -> Reader:
         """The reader of a reward model."""
-        return cls(tokenizer, policy_tokenizer, embeddings_of(model), ends_with_eos(model.config))
+        eos, positions = ends_with_eos(model.config), positions_of(model)
+        return cls(tokenizer, policy_tokenizer, embeddings_of(model), eos, positions)
 
     def read(self, completions: Completions) -> list[Reading]:
         """What is read of each row."""
         rows = self.in_training(completions.prompts, completions.completions, completions.columns)
         readings = [Reading(*self._known(row.head, *_split(row))) for row in rows]
         if not self.shares_ids:
-            return readings
+            return [self._fitting(reading) for reading in readings]
         ended = completions.rollout.terminated.tolist()
         own = self._known(*content(self.policy_tokenizer, completions.completion_ids, ended))
         for i in self._in_the_same_place(rows, completions.rollout.prompt_lists(), own):
             readings[i] = Reading(readings[i].prompt, own[i], readings[i].ending)
-        return readings
+        return [self._fitting(reading) for reading in readings]
+
+    def _fitting(self, reading: Reading) -> Reading:
+        """The same where the model has positions for it, else its end: the score is read at the last token."""
+        over = len(reading.ids) - (self.positions or len(reading.ids))
+        if over <= 0:
+            return reading
+        logger.warning_once(
+            f"a response is {len(reading.ids)} tokens long for a reward model that has positions for {self.positions}: "
+            "of such ones the beginning of the prompt is not read (said once); lower `max_completion_length` or "
+            "`max_prompt_length`"
+        )
+        prompt, rest = reading.prompt[over:], max(0, over - len(reading.prompt))
+        return Reading(prompt, reading.content[rest:], reading.ending)
 
     def _known(self, *parts: list[int]) -> list[list[int]]:
         """The parts without ids that the reward model has no embedding, or its tokenizer no token for."""

@@ -17,6 +17,7 @@ from ..models.dropout import disable_dropout
 from ..models.libraries import name_or_path
 from ..models.loading import tokenizer_of
 from ..models.names import as_name, is_adapter
+from ..models.positions import positions_of
 from ..models.reward_adapter import OWN_BASE, add_reward_adapter
 from ..models.reward_model import load_reward_model
 from ..models.sizes import embeddings_of
@@ -140,7 +141,7 @@ def _source(
         _refuse_other_tokenizer(function, tokenizer, policy_tokenizer)
         role = add_reward_adapter(policy, function)
         own = tokenizer or _saved_tokenizer(function) or policy_tokenizer
-        reader = Reader(own, policy_tokenizer, embeddings_of(policy), role.ends_with_eos)
+        reader = Reader(own, policy_tokenizer, embeddings_of(policy), role.ends_with_eos, positions_of(policy))
         return AdapterReward(policy, Path(function).name, role.head, role.shift, reader, max_tokens)
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
         return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)

@@ -159,7 +159,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         check_sharding(self.accelerator)
         check_own_rates(self.accelerator)
         prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
-        check_reading(self.reward.sources, prompts)
+        check_reading(self.reward.sources, prompts, args.max_completion_length)
         rows = {name: these.rows for name, these in prompts.items()}
         check_same_everywhere(args, {"tokens of the train prompts": self.prompts.ids} | rows)
         self.notes = hand_over(self, rows)

@@ -19,23 +19,44 @@ PROMPTS_TRIED = 32
 RESPONSES_TRIED = 64  # per process: a mean that is off by a point shows in as many
 
 
-def check_reading(sources: Sequence[Any], prompts: Mapping[str, Any]) -> None:
+def check_reading(sources: Sequence[Any], prompts: Mapping[str, Any], completion: int) -> None:
     """Let every reward model read some of the prompts, before anything is trained.
 
     Args:
-        prompts: the prompt sets, by the name of their dataset.
+        prompts: the prompt sets, by the name of their dataset. completion: tokens a response may have.
 
     Raises:
-        ValueError: chats, and a reward model whose tokenizer has no chat template; or a template that cannot render
-            them.
+        ValueError: chats, and a reward model whose tokenizer has no chat template; a template that cannot render them;
+            or more tokens than a reward model has positions for.
     """
     for name, of_dataset in prompts.items():
         for source in filter(_is_model, sources):
-            _try_reading(source, of_dataset, name)
+            longest = sorted(range(len(of_dataset.ids)), key=lambda row: -len(of_dataset.ids[row]))[:PROMPTS_TRIED]
+            spread = torch.linspace(0, len(of_dataset.ids) - 1, PROMPTS_TRIED).long().tolist()
+            beside = _try_reading(source, of_dataset, name, sorted({*longest, *spread}))
+            _check_length(source, beside, completion, name)
 
 
-def _try_reading(source: Any, prompts: Any, name: str) -> None:
-    rows = torch.linspace(0, len(prompts.ids) - 1, min(len(prompts.ids), PROMPTS_TRIED)).long().tolist()
+def _check_length(source: Any, beside: int, completion: int, name: str) -> None:
+    """Refuse what cannot be read; warn of what may not be, since another tokenizer makes other tokens of a response.
+
+    Args:
+        beside: tokens of the longest prompt and of a response's ending.
+    """
+    most = source.reader.positions
+    if most is None or beside + completion <= most:
+        return
+    said = (
+        f"the longest prompt of the {name} and the ending of a response are {beside} tokens for the reward model "
+        f"{source.name!r}, which has positions for {most}, and max_completion_length={completion}"
+    )
+    if source.reader.shares_ids or beside >= most:
+        raise ValueError(f"{said}; set a lower `max_prompt_length` or `max_completion_length`")
+    logger.warning(f"{said}: of responses that are too long in its tokens, the prompt's beginning will not be read")
+
+
+def _try_reading(source: Any, prompts: Any, name: str, rows: list[int]) -> int:
+    """How many tokens the longest of some rows has beside its response: prompt and ending."""
     some = prompts.rows.select(rows)
     answer: Any = [{"role": "assistant", "content": "a"}] if prompts.is_chat else " a"
     columns = {column: some[column][:] for column in some.column_names if column != "prompt"}
@@ -47,7 +68,8 @@ def _try_reading(source: Any, prompts: Any, name: str) -> None:
             "tokenizer, and pass that as `reward_processing_classes`"
         )
     try:
-        reader.in_training(some["prompt"][:], [answer] * len(rows), columns)
+        encoded = reader.in_training(some["prompt"][:], [answer] * len(rows), columns)
+        return max(len(row.head) + len(row.tail[1:] if row.ending is None else row.ending) for row in encoded)
     except Exception as error:  # a template is a program, and may raise what it likes
         raise ValueError(
             f"the chat template of the reward model {source.name!r} cannot render the {name}: "

@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
 
 from hfrlhf import PPOConfig, PPOTrainer, RewardConfig, RewardTrainer
 from hfrlhf.models.positions import positions_of
@@ -103,12 +104,12 @@ def length(completions: list[str], **_: Any) -> list[float]:
 
 @pytest.mark.parametrize("role", ["policy", "reference", "value model"])
 def test_ppo_refuses_more_tokens_than_any_of_its_models_can_read(role: str, tmp_path: Path) -> None:
-    models = {"policy": gpt2(n_positions=64), "ref_model": gpt2(n_positions=64), "value_model": gpt2(n_positions=64)}
-    models[{"policy": "policy", "reference": "ref_model", "value model": "value_model"}[role]] = mpt()
+    roles = {"policy": gpt2(n_positions=64), "ref_model": gpt2(n_positions=64), "value_model": gpt2(n_positions=64)}
+    roles[{"policy": "policy", "reference": "ref_model", "value model": "value_model"}[role]] = mpt()
     args = PPOConfig(str(tmp_path), rollout_batch_size=8, max_completion_length=11, **OPTIONS)
     rows = Dataset.from_dict({"prompt": ["the film"] * 8})
     with pytest.raises(ValueError, match=f"has 3 tokens and .* the {role} has positions for 12"):
-        PPOTrainer(models.pop("policy"), length, args, rows, processing_class=word_tokenizer(), **models)
+        PPOTrainer(roles.pop("policy"), length, args, rows, processing_class=word_tokenizer(), **roles)
 
 
 @pytest.mark.parametrize("build", [mpt, opt])
@@ -119,3 +120,53 @@ def test_reward_training_leaves_out_what_its_model_cannot_read(build: Callable[[
     assert trainer.max_length == 12
     assert (len(trainer.train_dataset), trainer.dropped["train"]) == (2, 2)
     trainer.train()
+
+
+# ---- Reward models --------------------------------------------------------------------------------------------------
+
+
+def reward_model(positions: int, vocabulary: int = 20) -> Any:
+    sizes = OLD | {"n_positions": positions, "num_labels": 1}
+    config = tf.GPT2Config(
+        **(IDS | {"vocab_size": vocabulary}), **sizes, architectures=["GPT2ForSequenceClassification"]
+    )
+    return tf.GPT2ForSequenceClassification(config)
+
+
+def ppo(folder: Path, reward: Any, **more: Any) -> PPOTrainer:
+    args = PPOConfig(str(folder), rollout_batch_size=8, max_completion_length=8, max_steps=1, **OPTIONS)
+    rows = Dataset.from_dict({"prompt": ["the film"] * 8})
+    return PPOTrainer(gpt2(n_positions=64), reward, args, rows, processing_class=word_tokenizer(), **more)
+
+
+def test_a_reward_model_needs_positions_for_prompt_response_and_ending(tmp_path: Path) -> None:
+    """Three tokens of prompt, eight of a response that is cut off, and the EOS that it is read with."""
+    ppo(tmp_path, reward_model(12)).train()
+    with pytest.raises(ValueError, match=r"are 4 tokens for the reward model .*, which has positions for 11"):
+        ppo(tmp_path, reward_model(11))
+
+
+def spelling_tokenizer() -> Any:
+    """Of the same texts it makes more tokens: a letter each."""
+    letters = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz.! "])}
+    inner = Tokenizer(models.BPE(letters, [], unk_token="<unk>"))
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return tf.PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+def test_of_what_another_tokenizer_makes_too_long_the_end_is_read(tmp_path: Path, caplog: Any) -> None:
+    """`the film` and an EOS are 9 tokens for it, eight words of a response up to 48 more: nobody knows beforehand."""
+    spelling, judge = spelling_tokenizer(), reward_model(12, 40)
+    with caplog.at_level("WARNING"):
+        trainer = ppo(tmp_path, judge, reward_processing_classes=spelling)
+    assert "9 tokens for the reward model" in caplog.text and "positions for 12" in caplog.text
+    completions = trainer.describe(trainer.generate(*trainer.training_prompts(0)), trainer.prompts)
+    source = trainer.reward.sources[0]
+    ids, mask = source._inputs(completions)
+    for row, text in enumerate(completions.completions):
+        whole = [*spelling("the film" + text)["input_ids"], spelling.eos_token_id]
+        assert ids[row][mask[row]].tolist() == whole[-12:]
+    assert source(completions).isfinite().all()
+    trainer.train()
+    with pytest.raises(ValueError, match="positions for 9"):
+        ppo(tmp_path / "again", reward_model(9, 40), reward_processing_classes=spelling)
