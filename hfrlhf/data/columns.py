@@ -40,6 +40,16 @@ def check_dataset(dataset: Any, needed: Sequence[str], purpose: str, name: str) 
         raise ValueError(f"the {name} dataset is damaged, or not in UTF-8: {error}; write its files anew") from error
 
 
+def without_format(dataset: Any) -> Any:
+    """The same rows as Python's own texts and lists, whatever a format (`with_format("numpy")`) would make of them.
+
+    A transform that the user has set (`with_transform`) makes the rows what they are, and stays.
+    """
+    if isinstance(dataset, Dataset) and dataset.format["type"] not in (None, "custom"):
+        return dataset.with_format(None)
+    return dataset
+
+
 def kind_of_column(values: Sequence[Any], column: str, name: str) -> str:
     """Whether a column holds "text" or "chat" (lists of messages with `role` and `content`).
 

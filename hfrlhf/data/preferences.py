@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .columns import check_dataset, kind_of_column
+from .columns import check_dataset, kind_of_column, without_format
 from .responses import encode_responses
 from .templates import check_chat_template, check_template_columns, template_options
 
@@ -52,6 +52,7 @@ def prepare_pairs(dataset: Any, tokenizer: Any, max_length: int, name: str = "tr
         ValueError: missing columns, no rows, nulls, bad margins, a tokenizer without EOS or chat template, or pairs
             that are all too long.
     """
+    dataset = without_format(dataset)
     kind = check_pairs(dataset, name)
     check_tokenizer(tokenizer, kind, name)
     template_columns = check_template_columns(dataset, kind, name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.randomness import permutation
 from ..experience import Prompts
-from .columns import check_dataset, kind_of_column
+from .columns import check_dataset, kind_of_column, without_format
 from .encoding import encode
 from .templates import check_chat_template, check_template_columns, render, template_options
 
@@ -60,6 +60,7 @@ def prepare_prompts(dataset: Any, tokenizer: Any, max_prompt_length: int | None,
     """
     if max_prompt_length is not None and max_prompt_length < 1:
         raise ValueError(f"max_prompt_length={max_prompt_length}: a prompt has at least 1 token; None sets no limit")
+    dataset = without_format(dataset)
     check_dataset(dataset, ["prompt"], "a prompt dataset has 'prompt', other columns go to the reward functions", name)
     prompts = dataset["prompt"][:]
     kind = kind_of_column(prompts, "prompt", name)

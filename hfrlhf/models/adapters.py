@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 
 from .dropout import disable_dropout
 from .libraries import BaseTunerLayer
@@ -38,6 +38,7 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
             used and left its adapters on; an adapter that is not made of weights beside the base (prompt tuning and
             its kind), or that changes the base's.
     """
+    check_peft_config(peft_config)
     refuse_untrainable(model, peft_config)
     if isinstance(model, PeftModel):
         return _continue_adapter(model, peft_config)
@@ -54,6 +55,19 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
     policy = new_adapter(prepare_quantized(model, gradient_checkpointing), config, seed)
     disable_dropout(policy)
     return policy
+
+
+def check_peft_config(peft_config: Any) -> None:
+    """Refuse what is no configuration of an adapter.
+
+    Raises:
+        TypeError: the message names what was passed.
+    """
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise TypeError(
+            f"`peft_config` must be a configuration of PEFT, such as peft.LoraConfig(r=16), got {peft_config!r} "
+            f"({type(peft_config).__name__})"
+        )
 
 
 def new_adapter(base: Any, peft_config: Any, seed: int) -> PeftModel:

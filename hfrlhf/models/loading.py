@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -99,7 +101,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
     if processing_class is not None:
         return tokenizer_of(processing_class)
     model = as_name(model)
-    name = model if isinstance(model, str) else name_or_path(model.config)
+    name = model if isinstance(model, str) else name_or_path(getattr(model, "config", None))
     if not name:
         raise ValueError("pass the tokenizer as `processing_class`: the model in memory does not say where it is from")
     try:
@@ -161,7 +163,8 @@ def load_value_model(
         raise ValueError(
             f"value_model={value_model!r}: there is no such model; the word for a LoRA critic is 'adapter'"
         )
-    critic, is_new_head = _load_critic(value_model)
+    with naming("value_model", value_model):
+        critic, is_new_head = _load_critic(value_model)
     check_same_tokens(critic, policy, "value model", vocabulary, tokenizer)
     if is_new_head:
         nn.init.zeros_(head_of(critic).weight)
@@ -169,6 +172,22 @@ def load_value_model(
     critic.requires_grad_(True)
     check_trainable(critic, "value model")
     return critic
+
+
+@contextmanager
+def naming(argument: str, value: Any) -> Iterator[None]:
+    """A model that cannot be had is told by the argument that asked for it.
+
+    Raises:
+        TypeError: it is neither a name nor a model. OSError: there is no such model.
+    """
+    if not isinstance(value, str | nn.Module):
+        raise TypeError(f"`{argument}` must be a name, a path or a model, got {value!r} ({type(value).__name__})")
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"`{argument}={value!r}` could not be loaded; is its name or path right? ({reason})") from error
 
 
 def _load_critic(value_model: Any) -> tuple[Any, bool]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..experience import Rollout
 from .adapters import REFERENCE_ADAPTER, adapter
 from .dropout import disable_dropout
-from .loading import load_policy
+from .loading import load_policy, naming
+from .names import as_name
 from .response_states import ResponseStates, causal_lm
 from .reward_head import backbone_of
 from .vocabulary import check_same_tokens
@@ -66,7 +67,8 @@ def make_reference(
         TypeError, ValueError: a ref_model that is no language model, or of another vocabulary than the policy's.
     """
     if ref_model is not None:
-        reference = load_policy(ref_model)
+        with naming("ref_model", as_name(ref_model)):
+            reference = load_policy(ref_model)
         check_same_tokens(reference, policy, "reference", vocabulary, tokenizer)
         return Reference(frozen(reference), "the given ref_model", exact=False, vocabulary=vocabulary)
     if isinstance(policy, PeftModel) and REFERENCE_ADAPTER in policy.peft_config:

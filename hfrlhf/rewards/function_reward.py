@@ -148,6 +148,31 @@ def check_columns(function: FunctionReward, columns: Iterable[str], dataset: str
             )
 
 
+def check_parameters(function: FunctionReward, columns: Iterable[str], dataset: str) -> None:
+    """Refuse a function that asks for what it cannot be given, before there is a rollout to score.
+
+    Args:
+        columns: of the dataset, each of which is passed by its name.
+
+    Raises:
+        ValueError: a parameter without a default that is neither the trainer's nor a column; or one without a name.
+    """
+    own = {"prompts", "completions", "completion_ids"} | RewardNotes(lambda: None).keywords().keys()
+    try:
+        parameters = inspect.signature(function.function).parameters.values()
+    except (TypeError, ValueError):  # of some functions written in C nothing is known
+        return
+    nameless = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [p.name for p in named if p.default is p.empty and p.name not in own | set(columns)]
+    if nameless or unknown:
+        raise ValueError(
+            f"reward function {function.name!r} asks for {(nameless + unknown)[0]!r}, which it cannot be given: it is "
+            f"called with keywords: {', '.join(sorted(own))}, and the columns of the {dataset}, {sorted(columns)}; "
+            "name its parameters so (those it has no use for go into `**_`)"
+        )
+
+
 def run_async(result: Awaitable[Any]) -> Any:
     """The result of an async function, also where an event loop already runs (a notebook): then in a thread."""
     try:

@@ -143,6 +143,8 @@ def _source(
         own = tokenizer or _saved_tokenizer(function) or policy_tokenizer
         reader = Reader(own, policy_tokenizer, embeddings_of(policy), role.ends_with_eos, positions_of(policy))
         return AdapterReward(policy, Path(function).name, role.head, role.shift, reader, max_tokens)
+    if isinstance(function, type):
+        raise TypeError(f"a reward function is a model, a path or a callable, got the class {function.__name__} itself")
     if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
         return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)
     if not isinstance(function, str | torch.nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.kl import kl_penalty
@@ -106,6 +107,16 @@ def sampler_mismatch(seen: EvaluatedRollout) -> float:
 def evaluation_metrics(seen: EvaluatedRollout, prefix: str) -> dict[str, float]:
     """The same for evaluation prompts, under `eval_…` names."""
     return {f"{prefix}_{name}": value for name, value in objectives(seen).items()}
+
+
+def evaluation_metric_names() -> list[str]:
+    """What `evaluation_metrics` will give, without the prefix."""
+    one = torch.ones(1, 1)
+    mask = {"attention_mask": one.expand(1, 2) > 0, "action_mask": one > 0, "terminated": one[0] > 0}
+    ids = {"input_ids": torch.ones(1, 2, dtype=torch.long), "episode": one[0].long(), "row": one[0].long()}
+    per_token = ("sampler_logprobs", "parts", "logprobs", "ref_logprobs", "entropy", "values")
+    rest = {"scores": one[0], "bootstrap_values": one[0]} | dict.fromkeys(per_token, one)
+    return list(objectives(EvaluatedRollout(**ids, **mask, **rest)))
 
 
 class StartIsWrong(ValueError):

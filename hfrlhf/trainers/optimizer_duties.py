@@ -17,6 +17,7 @@ from torch import nn
 
 from ..models.libraries import clear_device_cache
 from ..models.sharding import strategy
+from .input_checks import check_best_metric, check_callbacks, check_evaluation
 
 # Settings of a class that hold parameters: those groups are the trainer's to make.
 OWN_GROUPS = ("params", "model", "optimizer_dict")
@@ -34,12 +35,15 @@ class OptimizerDuties:
     given_optimizer: tuple[Any, dict[str, Any]] | None = None
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        check_callbacks(kwargs.get("callbacks"))
+        check_evaluation(kwargs["args"], kwargs.get("eval_dataset"))
         given = kwargs.pop("optimizer_cls_and_kwargs", None)
         pair, self.given_optimizer = settled(kwargs.pop("optimizers", None) or (None, None), given)
         if pair[0] is not None:
             check_holds(pair[0], kwargs["model"], self.moved_by_optimizer(kwargs["model"]))
             check_own_rates_unset(kwargs["args"])
         super().__init__(*args, **kwargs | {"optimizers": pair})
+        check_best_metric(self, self.evaluation_metric_names())
         if pair[0] is not None and self.has_named_groups and strategy(self.accelerator) == "DEEPSPEED":
             raise ValueError(
                 "DeepSpeed keeps the gradients itself, so that policy and critic can only rest by parameter groups "

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import EvalPrediction
 
 from ..data.preferences import IDS, prepare_pairs
 from ..models.libraries import keep_columns
@@ -38,6 +40,10 @@ class RewardData:
         for column in IDS:
             check_ids(pairs.dataset[column], self.processing_class, self.vocabulary, "reward model", f"{name} dataset")
         return pairs.dataset
+
+    def evaluation_metric_names(self: Any) -> list[str]:
+        """What an evaluation will give, without the prefix."""
+        return list(self.pair_metrics(EvalPrediction(np.zeros((2, 2)), np.zeros(2))))
 
     def _named(self: Any, name: str) -> str:
         own = getattr(self, "eval_dataset", None)

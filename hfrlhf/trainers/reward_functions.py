@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..rewards.function_reward import FunctionReward, check_columns
+from ..rewards.function_reward import FunctionReward, check_columns, check_parameters
 from ..rewards.notes import RewardNotes
 from .health import together
 
@@ -24,5 +24,6 @@ def hand_over(trainer: Any, datasets: dict[str, Any]) -> RewardNotes:
         if isinstance(function, FunctionReward):
             for name, rows in datasets.items():
                 check_columns(function, rows.column_names, name)
+                check_parameters(function, set(rows.column_names) - {"prompt"}, name)
             function.around, function.notes = partial(together, trainer.accelerator), notes
     return notes

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from ..hub.model_card import CardFacts
-from ..models.adapters import new_adapter
+from ..models.adapters import check_peft_config, new_adapter
 from ..models.libraries import name_or_path
 from ..models.positions import positions_of
 from ..models.quantization import prepare_quantized, refuse_untrainable
@@ -44,6 +44,7 @@ def trainable_reward_model(
     reward_model = load_reward_model(model, tokenizer, args.seed, **by_name)
     setattr(reward_model.config, ENDS_WITH_EOS, True)  # so are all responses encoded (`data.responses`)
     check_vocabulary(reward_model, tokenizer, "reward model")
+    check_peft_config(peft_config)
     refuse_untrainable(reward_model, peft_config)
     if peft_config is None:
         return reward_model

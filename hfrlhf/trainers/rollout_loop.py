@@ -36,7 +36,7 @@ from .callbacks import CycleEnd
 from .comparison import Comparison
 from .health import UpdateGuard, mini_batch_for_inspection
 from .interruption import Interruption
-from .metrics import Metrics, check_first_ratio
+from .metrics import Metrics, check_first_ratio, evaluation_metric_names
 from .optimizer_duties import is_class
 from .reward_checks import EqualScores
 from .run_files import RunFiles, curves_title
@@ -53,6 +53,7 @@ class RolloutLoop(RunState):
     """Mixin before `transformers.Trainer`: rollouts, mini-batches, two learning rates."""
 
     has_named_groups = True
+    evaluation_metric_names = staticmethod(evaluation_metric_names)
     loss_is_scaled_for_ga: bool | None = (
         True  # the loss is divided by the items of the whole optimiser step in compute_loss
     )
