@@ -105,7 +105,9 @@ def _render_chat(tokenizer: Any, prompt: list[Any], completion: list[Any], optio
         # Some templates write a finished conversation otherwise than its beginning: there is no boundary to keep.
         return Rendered("", whole, None)
     tail, says = whole[len(head) :], completion[-1].get("content") if len(completion) == 1 else None
-    return Rendered(head, tail, tail[len(says) :] if says is not None and tail.startswith(says) else None)
+    begins = tail.find(says) if isinstance(says, str) else -1
+    known = begins >= 0 and not tail[:begins].strip()  # a template may write blanks before a message
+    return Rendered(head, tail, tail[begins + len(str(says)) :] if known else None)
 
 
 RENDERERS: dict[str, Callable[[Any, Any, Any, Mapping[str, Any]], Rendered]] = {

@@ -36,6 +36,20 @@ def render(
     return text
 
 
+def blank_before_answers(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], prompt: str) -> str:
+    """The blanks that a template writes between a prompt, as it is rendered, and the assistant's message.
+
+    The policy writes them as its first token, but they are no part of the message: `[/INST] Yes` answers `Yes`.
+    """
+    try:
+        whole = render(tokenizer, [*messages, {"role": "assistant", "content": "a"}], options)
+    except Exception:  # a template is a program: one that renders prompts may still refuse finished chats
+        return ""
+    tail = whole[len(prompt) :] if whole.startswith(prompt) else ""
+    blank = tail[: len(tail) - len(tail.lstrip())]
+    return blank if tail.startswith(f"{blank}a") else ""
+
+
 def template_options(columns: Mapping[str, Sequence[Any]], rows: int) -> list[dict[str, Any]]:
     """For each row what its chat template is given beside the messages.
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..data.prompts import PromptSet
+from ..data.templates import blank_before_answers, template_options
 from ..data.written import texts_of
 from ..experience import Rollout
 
@@ -46,12 +47,20 @@ def completions_of(tokenizer: Any, rollout: Rollout, prompts: PromptSet) -> Comp
     """A rollout of some prompts as reward sources see it."""
     numbers = rollout.row.tolist()
     rows = prompts.rows.select(numbers)
+    chats, columns = rows["prompt"][:], {name: rows[name][:] for name in rows.column_names if name != "prompt"}
     rendered = [prompts.texts[row] for row in numbers] if prompts.is_chat else None
-    texts: list[Any] = texts_of(tokenizer, rollout, rendered)
-    if prompts.is_chat:
-        texts = [[{"role": "assistant", "content": text}] for text in texts]
-    columns = {name: rows[name][:] for name in rows.column_names if name != "prompt"}
-    return Completions(rollout, rows["prompt"][:], texts, rollout.completion_lists(), columns)
+    completions: list[Any] = texts_of(tokenizer, rollout, rendered)
+    if rendered is not None:
+        options = template_options(columns, len(numbers))
+        given = zip(completions, chats, options, rendered, strict=True)
+        completions = [_message(tokenizer, *row) for row in given]
+    return Completions(rollout, chats, completions, rollout.completion_lists(), columns)
+
+
+def _message(tokenizer: Any, text: str, prompt: list[Any], options: dict[str, Any], rendered: str) -> list[Any]:
+    """What was written as the assistant's message, without blanks that belong to the template."""
+    blank = blank_before_answers(tokenizer, prompt, options, rendered) if text[:1].isspace() else ""
+    return [{"role": "assistant", "content": text.removeprefix(blank)}]
 
 
 class RewardSource(Protocol):

@@ -131,6 +131,19 @@ def test_chat(tmp_path: Path, template: str, stop: str) -> None:
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("content", ["m.content", "m.content | trim"])
+def test_a_blank_that_the_template_writes_is_no_part_of_the_message(tmp_path: Path, content: str) -> None:
+    turns = "{% if m.role == 'user' %}[ask] {{ m.content }} [/ask]{% else %} {{ CONTENT }}<eos>{% endif %}"
+    turns = turns.replace("CONTENT", content)
+    tokenizer = chat_tokenizer("{% for m in messages %}" + turns + "{% endfor %}")
+    answers = ["a good story", "bad", "  the"] if "trim" not in content else ["a good story", "bad"]
+    rm = reward_trainer(tokenizer, USER, [[{"role": "assistant", "content": a}] for a in answers], tmp_path / "rm")
+    found, built = scores_in_ppo(tokenizer, rm.model, USER, [f" {a}" for a in answers], None, tmp_path)
+    assert found == pytest.approx(scores_in_training(rm), abs=1e-5)
+    rollout = rollout_of(built.prompts.ids[0], [tokenizer(" bad", add_special_tokens=False).input_ids], None)
+    assert built.describe(rollout, built.prompts).completions == [[{"role": "assistant", "content": "bad"}]]
+
+
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_the_same_vocabulary_with_another_template(tmp_path: Path, template: str) -> None:
     tokenizer, policys = chat_tokenizer(template), chat_tokenizer("{{ messages[-1].content }}<|im_start|>")
