@@ -1,4 +1,4 @@
-"""Ctrl-C under launchers, as a terminal sends it: whoever ends first, the checkpoint is whole, the hint the last line."""
+"""Ctrl-C under launchers, as a terminal sends it: the checkpoint is whole, and how to go on is the last line."""
 
 from __future__ import annotations
 
