@@ -212,7 +212,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             with timed(self.metrics, "time/score"):
                 completions = self.describe(rollout, self.prompts)
                 scores, parts = self.score(completions)
-                self.first_note = ending_note(self, completions)
+                self.first_note = ending_note(self, completions, parts)
                 evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
         self.samples = completions.examples(scores, 4, self.notes.columns)
         self.metrics.update(self.notes.means())

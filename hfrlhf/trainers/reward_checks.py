@@ -77,37 +77,56 @@ def _try_reading(source: Any, prompts: Any, name: str, rows: list[int]) -> int:
         ) from error
 
 
-def ending_note(trainer: Any, completions: Completions) -> str:
-    """What the ending changes in the scores of responses that were cut off, in a line for each reward model.
+def ending_note(trainer: Any, completions: Completions, parts: Tensor) -> str:
+    """What each reward model says of responses that were cut off: with the ending, without it, beside those that ended.
 
-    A reward model has seen no response without it: where the two numbers are far apart, what it would say of one is
-    chance. All processes take part; nothing is said where no response was cut off, nor of later rollouts.
+    It has seen no response without the ending: where the two numbers are far apart, what it would say of one is chance.
+    Where it likes those that were cut off no less than the others, nothing in it asks the policy to end. All processes
+    take part; nothing is said where no response was cut off, nor of later rollouts.
+
+    Args:
+        parts: [B,S] the scores of the S rewards.
     """
     if trainer.state.global_step > 0:
         return ""
-    cut = completions.rollout.terminated.logical_not().nonzero().flatten()
-    counts = _over_processes(trainer, [len(cut), len(completions.rollout)])
+    ended = completions.rollout.terminated
+    tried = ended.logical_not().nonzero().flatten()[:RESPONSES_TRIED]
     lines = []
-    for source in filter(_is_model, trainer.reward.sources):
-        seen = _with_and_without(source, completions, cut[:RESPONSES_TRIED].tolist())
-        ended, bare, number = _over_processes(trainer, [*seen, min(len(cut), RESPONSES_TRIED)])
-        if number:
-            lines.append(
-                f"first rollout: {counts[0]:.0f} of {counts[1]:.0f} responses were cut off at the length limit; "
-                f"{source.name} reads them with the ending it was trained with, and scores them {ended / number:.2f} "
-                f"on average ({bare / number:.2f} without it)"
-            )
+    for source, scores in zip(trainer.reward.sources, parts.T.double(), strict=True):
+        if _is_model(source):
+            seen = [scores[tried].sum(), _sum_without_ending(source, completions, tried), scores[ended].sum()]
+            sums = _over_processes(trainer, [*map(float, seen), len(tried), int(ended.sum()), int((~ended).sum())])
+            lines += _told(source.name, sums, trainer.args.missing_eos_penalty)
     return "\n".join(lines)
 
 
-def _with_and_without(source: Any, completions: Completions, rows: list[int]) -> tuple[float, float]:
-    """Sums of the rows' scores."""
-    if not rows:
-        return 0.0, 0.0
-    readings = [source.reader.read(completions)[row] for row in rows]
-    ended = source.scores([reading.ids for reading in readings])
-    bare = source.scores([[*reading.prompt, *reading.content] or reading.ids for reading in readings])
-    return float(ended.double().sum()), float(bare.double().sum())
+def _sum_without_ending(source: Any, completions: Completions, rows: Tensor) -> float:
+    if not len(rows):
+        return 0.0
+    readings = source.reader.read(completions)
+    bare = [[*readings[row].prompt, *readings[row].content] or readings[row].ids for row in rows.tolist()]
+    return float(source.scores(bare).double().sum())
+
+
+def _told(name: str, sums: list[float], penalty: float | None) -> list[str]:
+    """The line of one reward model.
+
+    Args:
+        sums: of the scores of responses that were cut off, as they are read and without the ending, and of those that
+            ended; then how many of either were summed, and how many were cut off.
+    """
+    cut, bare, whole, tried, ended, number = sums
+    if not tried:
+        return []
+    line = (
+        f"first rollout: {number:.0f} of {number + ended:.0f} responses were cut off at the length limit; {name} reads "
+        f"them with the ending it was trained with, and scores them {cut / tried:.2f} on average "
+        f"({bare / tried:.2f} without it)"
+    )
+    if not ended:
+        return [line]
+    asks = "; nothing in that asks the policy to end: `missing_eos_penalty` does" if not penalty else ""
+    return [f"{line}, those that ended {whole / ended:.2f}{asks if cut / tried >= whole / ended else ''}"]
 
 
 def _over_processes(trainer: Any, numbers: Sequence[float]) -> list[float]:

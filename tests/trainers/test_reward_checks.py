@@ -67,7 +67,8 @@ def test_with_the_policys_vocabulary_its_template_serves(tiny_model_folder, rewa
 # ---- The first rollout --------------------------------------------------------------------------------------------
 
 NOTE = (
-    r"first rollout: (\d+) of 8 responses were cut off .*; rater reads .* scores them (\S+) on average \((\S+) without"
+    r"first rollout: (\d+) of 8 responses were cut off .*; rater .* scores them (\S+) on average \((\S+) without it\), "
+    r"those that ended (\S+?)(;.*)?$"
 )
 
 
@@ -82,17 +83,18 @@ def test_what_the_ending_changes_is_said_once(tiny_model_folder, reward_folder, 
     built.reward.parts = parts
     built.train()
     assert len(rollouts) >= 2
-    ((cut, ended, bare),) = re.findall(NOTE, capsys.readouterr().out)
+    ((cut, ended, bare, others, advice),) = re.findall(NOTE, capsys.readouterr().out, re.M)
     first = rollouts[0]
     rows = [p + c for p, c in zip(first.prompt_lists(), first.completion_lists(), strict=True)]
+    whole = [row for row, done in zip(rows, first.terminated.tolist(), strict=True) if done]
     rows = [row for row, done in zip(rows, first.terminated.tolist(), strict=True) if not done]
-    assert len(rows) == int(cut) > 0
+    assert len(rows) == int(cut) > 0 and len(whole) > 0
     rater = load_reward_model(str(reward_folder)).eval()
     with torch.no_grad():
-        expected = [
-            sum(float(rater(torch.tensor([row + end])).logits) for row in rows) / len(rows) for end in ([2], [])
-        ]
-    assert [float(ended), float(bare)] == pytest.approx(expected, abs=0.0051)
+        read = {"ended": [[*row, 2] for row in rows], "bare": rows, "others": whole}
+        means = {k: sum(float(rater(torch.tensor([row])).logits) for row in v) / len(v) for k, v in read.items()}
+    assert {"ended": float(ended), "bare": float(bare), "others": float(others)} == pytest.approx(means, abs=0.0051)
+    assert ("`missing_eos_penalty`" in advice) == (means["ended"] >= means["others"])
 
 
 def test_where_nothing_was_cut_off_nothing_is_said(tiny_model_folder, reward_folder, tmp_path, capsys):
