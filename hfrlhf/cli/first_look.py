@@ -28,6 +28,7 @@ NAMED = {
     "reward_funcs": "a reward model's folder or Hub name, or FILE.py:FUNCTION",
     "value_model": "`adapter`, or a model's folder or Hub name",
 }
+FILES = (".py", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".xz", ".bz2")
 # Not written by users, but by `parse_args_and_config` and by launchers.
 SILENT = {"config", "help", "help-all", "local-rank"}
 
@@ -209,7 +210,8 @@ def _not_there(settings: Mapping[str, Any], given: Mapping[str, list[str]], file
 
 def _is_path(name: str) -> bool:
     """Whether a name can only be a path: a Hub name has one slash at most, and no such beginning."""
-    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or "\\" in name or name.endswith(".py")
+    written = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or "\\" in name
+    return written or name.endswith(FILES)
 
 
 def value_given(name: str, argv: Sequence[str] | None = None) -> str | None:

@@ -29,7 +29,7 @@ class NumbersOnBar(ProgressCallback):
     def __init__(self, shown: dict[str, str]) -> None:
         super().__init__()
         self.shown = shown
-        self.numbers: list[str] = []
+        self.newest: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw the bar, from where a resumed run goes on."""
@@ -46,7 +46,8 @@ class NumbersOnBar(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the newest numbers."""
-        numbers = [f"{name} {short(logs[key])}" for key, name in self.shown.items() if logs and key in logs]
+        self.newest |= {name: short(logs[key]) for key, name in self.shown.items() if logs and key in logs}
+        numbers = [f"{name} {self.newest[name]}" for name in self.shown.values() if name in self.newest]
         if self.training_bar is not None and numbers:  # the log at the very end has none: the last ones stay
             self.training_bar.ncols = _columns()
             hours = self.training_bar.format_dict["elapsed"] > 1800  # its clock is wider then

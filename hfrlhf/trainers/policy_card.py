@@ -39,7 +39,8 @@ def _settings(args: Any) -> dict[str, Any]:
     if row.critic is None:
         unread |= set(CRITIC_FIELDS)
     unread.add("num_train_epochs" if args.max_steps > 0 else "max_steps")  # which of the two the run did not go by
-    return {name: getattr(args, name) for name in _SHOWN if hasattr(args, name) and name not in unread}
+    said = {name: getattr(args, name, None) for name in _SHOWN if name not in unread}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _rewards(reward: Any) -> str:

@@ -97,7 +97,7 @@ def test_settings_of_the_file_are_looked_at_too(tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("name", ["../gone/model", "/gone/model", "runs/gone", "a/b/c"])
+@pytest.mark.parametrize("name", ["../gone/model", "/gone/model", "runs/gone", "a/b/c", "gone.jsonl"])
 def test_paths_that_lead_nowhere(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for option in ("model_name_or_path", "dataset_name", "reward_funcs", "value_model"):
