@@ -52,6 +52,7 @@ def check_launch(args: Any) -> None:
         raise ValueError(f"FSDP was asked for, but DDP on CPUs would run: {REMEDIES['FSDP']}")
     if args.world_size == 1:
         _check_alone()
+        check_data_parallel(args.n_gpu)
     if args.process_index > 0:
         stay_quiet()
 
@@ -62,6 +63,25 @@ def stay_quiet() -> None:
     logging.disable_progress_bar()
     warnings.simplefilter("ignore", UserWarning)
     logging.get_logger("hfrlhf").setLevel(logging.ERROR)
+
+
+def check_data_parallel(gpus: int) -> None:
+    """Refuse several GPUs in one process, among which torch's DataParallel would split each batch.
+
+    A rollout is no batch of tensors that could be split so; and a process for each GPU is the faster way anyway.
+
+    Args:
+        gpus: how many this process would train on.
+
+    Raises:
+        ValueError: more than one.
+    """
+    if gpus > 1:
+        raise ValueError(
+            f"one process sees {gpus} GPUs, and would split every batch among them (DataParallel), which is not "
+            f"supported; launch a process for each, `torchrun --nproc_per_node {gpus} SCRIPT`, or let it see one: "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def _check_alone() -> None:

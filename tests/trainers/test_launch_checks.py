@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
-from hfrlhf.trainers.launch_checks import fingerprint
+from hfrlhf.trainers.launch_checks import check_data_parallel, fingerprint
 
 ROOT = str(Path(__file__).resolve().parents[2])
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE")
@@ -176,3 +176,10 @@ def test_a_fingerprint_is_that_of_the_rows(tmp_path):
     others = [fingerprint(data) for data in (shuffled, changed, Dataset.from_list(rows[:-1]))]
     assert len({plain, *others}) == 4
     assert fingerprint(shuffled.sort("label")) == plain
+
+
+def test_several_gpus_in_one_process_are_refused():
+    check_data_parallel(0)
+    check_data_parallel(1)
+    with pytest.raises(ValueError, match=r"one process sees 4 GPUs.*`torchrun --nproc_per_node 4 SCRIPT`"):
+        check_data_parallel(4)
