@@ -415,13 +415,13 @@ def test_policy_and_critic_have_their_own_learning_rates(tiny_model_folder, tmp_
     assert {"learning_rate", "value_learning_rate"} <= built.state.log_history[0].keys()
 
 
-def test_a_critic_of_another_width_works_and_of_another_vocabulary_is_refused(tiny_model_folder, tmp_path):
+def test_a_critic_of_another_width_works_and_of_a_smaller_vocabulary_is_refused(tiny_model_folder, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     trainer(str(tiny_model_folder), tmp_path, value_model=LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes))).train()
     with pytest.raises(ValueError, match="vocabulary"):
-        other = LlamaForCausalLM(LlamaConfig(vocab_size=21, **sizes))
+        other = LlamaForCausalLM(LlamaConfig(vocab_size=19, **sizes))
         trainer(str(tiny_model_folder), tmp_path / "b", value_model=other)
 
 
