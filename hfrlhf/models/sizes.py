@@ -46,3 +46,13 @@ def device_of(model: Any) -> torch.device:
     """The device that token ids go to: that of the input embedding, also under adapters and on several devices."""
     parameter = next(model.get_input_embeddings().parameters(), None)
     return model.device if parameter is None else parameter.device
+
+
+def largest(config: Any, name: str) -> int | None:
+    """A number of a configuration, the largest where it differs from layer to layer; None where it has none."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # of a configuration with layers of several kinds, which says so instead of a number
+        layers = config.per_layer_config
+        value = [getattr(layer, name, None) for layer in (layers.values() if hasattr(layers, "values") else layers)]
+    return max((v for v in value if v is not None), default=None) if isinstance(value, list | tuple) else value

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
 from ..models.checks import check_positions
+from ..models.sizes import largest
 from .decoding import Decoding, rows_in_loop
 from .examination import examined
 from .sampling import draw, warn_of_own_sampling
@@ -173,11 +174,11 @@ def rows_that_fit(model: Any, tokens: int) -> int:
     A fixed share, not what happens to be free: a resumed run must form the same batches.
     """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
+    heads = largest(config, "num_attention_heads")
     if heads is None:  # no attention: a state of fixed size
         return MOST_ROWS
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = largest(config, "head_dim") or config.hidden_size // heads
+    key_value_heads = largest(config, "num_key_value_heads") or heads
     row = 2 * config.num_hidden_layers * key_value_heads * head_dim * model.dtype.itemsize * tokens
     memory = torch.cuda.get_device_properties(model.device).total_memory // 4 if model.device.type == "cuda" else 2**30
     return min(MOST_ROWS, max(1, memory // row))

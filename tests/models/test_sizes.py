@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
@@ -24,7 +25,7 @@ from hfrlhf import PolicyGradientConfig, PolicyGradientTrainer, PPOConfig, PPOTr
 from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
 from hfrlhf.models.reward_model import last_token_scores, load_reward_model
-from hfrlhf.models.sizes import device_of, embeddings_of, outputs_of, trunk_width
+from hfrlhf.models.sizes import device_of, embeddings_of, largest, outputs_of, trunk_width
 from tests.conftest import word_tokenizer
 from tests.models.test_actor_critic import ragged_rollout, row_by_row
 
@@ -175,3 +176,18 @@ def test_a_reward_adapter_on_the_embedding_scores_alike_on_the_policys_base(lora
     expected = last_token_scores(load_reward_model(reward), rollout.input_ids, rollout.attention_mask)
     scores = trainer.reward.sources[0](trainer.describe(rollout, trainer.prompts))
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_numbers_that_differ_from_layer_to_layer_count_by_the_largest() -> None:
+    assert largest(LlamaConfig(num_key_value_heads=3), "num_key_value_heads") == 3
+    assert largest(LlamaConfig(), "no_such_number") is None
+    listed = LlamaConfig()
+    listed.num_heads = [2, 7, 3]  # as OpenELM has it
+    assert largest(listed, "num_heads") == 7
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Gemma4UnifiedTextConfig"), reason="no such model in this release")
+def test_a_configuration_that_refuses_to_name_one_number_is_asked_layer_by_layer() -> None:
+    config = transformers.Gemma4UnifiedTextConfig(num_hidden_layers=6, head_dim=8, global_head_dim=32)
+    assert {layer.head_dim for layer in config.per_layer_config} == {8, 32}
+    assert largest(config, "head_dim") == 32
