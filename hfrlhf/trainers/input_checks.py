@@ -13,14 +13,14 @@ _KNOWN = ("transformers.", "hfrlhf.")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second")
 
 
-def check_callbacks(callbacks: Any) -> None:
-    """Refuse what is no list of callbacks.
+def check_callbacks(callbacks: Any) -> list[Any] | None:
+    """The callbacks as a list; refuse what is none.
 
     Raises:
         TypeError: the message names what was passed.
     """
     if callbacks is None:
-        return
+        return None
     if isinstance(callbacks, TrainerCallback) or not isinstance(callbacks, list | tuple):
         raise TypeError(f"`callbacks` is a list of callbacks, got {_kind(callbacks)}; pass [callback]")
     for callback in callbacks:
@@ -29,6 +29,7 @@ def check_callbacks(callbacks: Any) -> None:
             raise TypeError(
                 f"`callbacks` holds {_kind(callback)}, which is no transformers.TrainerCallback; derive it from that"
             )
+    return list(callbacks)
 
 
 def check_evaluation(args: Any, eval_dataset: Any) -> None:

@@ -35,7 +35,7 @@ class OptimizerDuties:
     given_optimizer: tuple[Any, dict[str, Any]] | None = None
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        check_callbacks(kwargs.get("callbacks"))
+        kwargs["callbacks"] = check_callbacks(kwargs.get("callbacks"))
         check_evaluation(kwargs["args"], kwargs.get("eval_dataset"))
         given = kwargs.pop("optimizer_cls_and_kwargs", None)
         pair, self.given_optimizer = settled(kwargs.pop("optimizers", None) or (None, None), given)

@@ -44,6 +44,7 @@ class Silent(TrainerCallback):
 def test_callbacks_come_in_a_list_as_objects_or_classes(tiny_model_folder, tmp_path, build):
     model = str(tiny_model_folder)
     build(model, tmp_path, callbacks=[Silent, Silent()])
+    build(model, tmp_path, callbacks=(Silent(),))
     with pytest.raises(TypeError, match=r"`callbacks` is a list of callbacks, got .*Silent.*pass \[callback\]"):
         build(model, tmp_path, callbacks=Silent())
     for wrong in (3, int, print):
