@@ -34,7 +34,9 @@ class NumbersOnBar(ProgressCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw the bar, from where a resumed run goes on."""
         self.current_step = state.global_step
-        if state.is_world_process_zero and sys.stderr is not None:
+        # tqdm flushes both streams, whichever it writes to.
+        closed = any(getattr(stream, "closed", False) for stream in (sys.stdout, sys.stderr))
+        if state.is_world_process_zero and sys.stderr is not None and not closed:
             begun = {"total": state.max_steps, "initial": state.global_step, "file": sys.stderr}
             self.training_bar = tqdm(**begun, bar_format=BAR, ncols=_columns(), nrows=24)  # some terminals say 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -79,6 +80,17 @@ def test_without_bars_a_log_is_a_short_line(tiny_model_folder, tmp_path, capsys)
     assert all(re.search(r"score -?\d+\.\d\d, KL .*learning rate \d", line) for line in logs[:2])
     assert logs[2].startswith("step 8 of 8: done after") and logs[3].startswith("step 8 of 8: evaluation: score ")
     assert len(logs) == 4 and max(map(len, logs)) <= 160
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_or_missing_stream_shows_no_bar(name, closed, tiny_model_folder, tmp_path, monkeypatch):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, name, stream if closed else None)
+    built = trainer(str(tiny_model_folder), tmp_path, disable_tqdm=False)
+    built.train()
+    assert built.state.global_step == 4
 
 
 def test_lines_of_reward_models_and_of_strange_logs():
