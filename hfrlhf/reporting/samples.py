@@ -35,12 +35,13 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def print_samples(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A table of samples with their scores, a block for each stage."""
-    table = Table("", "prompt", "completion", "score")
+    """A table of samples, a block for each stage; with their scores, where there are any."""
+    scored = any(row.get("score") is not None for rows in stages.values() for row in rows)
+    table = Table("", "prompt", "completion", *["score"] * scored)
     for stage, rows in stages.items():
         for row in rows:
             score = "" if row.get("score") is None else f"{row['score']:.2f}"
-            table.add_row(stage, _shown(row["prompt"]), _shown(row["completion"]), score)
+            table.add_row(stage, _shown(row["prompt"]), _shown(row["completion"]), *[score] * scored)
         table.add_section()
     console(100).print(table)
 

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from ..data.prompts import PromptSet, prompt_batch
 from ..experience import Rollout, concatenate
+from ..rewards.sources import Completions, FunctionReward
 from .policy_evaluation import prompt_sets
 
 logger = logging.get_logger(__name__)
@@ -18,7 +19,7 @@ BEFORE, AFTER = "before, as in the first rollout", "after the last rollout"
 
 
 class Comparison:
-    """Samples both, with the same draws, and scores them together at the end. All processes take part, alike.
+    """Samples both, with the same draws; reward models score them together at the end. All processes take part, alike.
 
     Args:
         trainer: a policy-gradient trainer. address: second word of the address of its draws.
@@ -42,18 +43,12 @@ class Comparison:
             self.before, self.rows = self._sample(), []
 
     def finish(self) -> bool:
-        """After the last update: sample again and score; whether there is something to compare."""
+        """After the last update: sample again, and score where models do; whether there is something to compare."""
         if self.before is None:
             return False
         before, after = self.before, self._sample()
-        scores: list[Any]
-        try:
-            both = self.trainer.describe(concatenate([before, after]), self.prompts)
-            scores = self.trainer.score(both)[0].tolist()
-        except Exception as error:  # the run is over, and its result does not depend on this
-            logger.warning(f"the samples before and after training have no scores: {type(error).__name__}: {error}")
-            both = self.trainer.describe(concatenate([before, after]), self.prompts)
-            scores = [None] * len(both.completions)
+        both = self.trainer.describe(concatenate([before, after]), self.prompts)
+        scores = self._scores(both)
         n = len(before)
         self.rows = [
             {"prompt": both.prompts[i]}
@@ -62,6 +57,19 @@ class Comparison:
             for i in range(n)
         ]
         return True
+
+    def _scores(self, both: Completions) -> list[float | None]:
+        """What the reward models say, where they are the whole reward: a function may cost money, or count its calls,
+        and is called for rollouts and evaluations alone."""
+        unscored: list[float | None] = [None] * len(both.completions)
+        if any(isinstance(source, FunctionReward) for source in self.trainer.reward.sources):
+            return unscored
+        try:
+            with self.trainer.whole_model():
+                return self.trainer.reward(both).tolist()
+        except Exception as error:  # the run is over, and its result does not depend on this
+            logger.warning(f"the samples before and after training have no scores: {type(error).__name__}: {error}")
+            return unscored
 
     def stages(self) -> dict[str, list[dict[str, Any]]]:
         """The rows as `print_samples` takes them."""

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 from tests.trainers.helpers import prompts, reward, trainer
 
@@ -27,12 +28,12 @@ def test_it_has_the_rewards_the_same_prompts_twice_and_one_length_of_the_run(tin
     text = card(tmp_path)
     assert "| rewards | reward × 1, brief × 0.5 |" in text
     assert "max_steps" in text and "num_train_epochs" not in text
-    assert "| prompt | before | score before | after | score after |" in text
+    assert "| prompt | before | after |" in text  # functions were called for the rollout alone
     rows = built.comparison.rows
     for row, line in zip(
         rows, re.findall(r"^\| (?:the film|a story|the actor is very|bad) \|.*$", text, re.M), strict=True
     ):
-        assert f"| {row['prompt']} |" in line and f"{row['score after']:.4g}" in line
+        assert line == f"| {row['prompt']} | {row['before'].strip()} | {row['after'].strip()} |"
     assert f"generate({built.prompts.texts[0]!r}, max_new_tokens=64)" in text
     assert "![curves](curves.png)" in text
     checkpoint = (tmp_path / "run" / "checkpoint-4" / "README.md").read_text(encoding="utf-8")
@@ -40,6 +41,21 @@ def test_it_has_the_rewards_the_same_prompts_twice_and_one_length_of_the_run(tin
     epochs = trainer(str(tiny_model_folder), tmp_path / "b", max_steps=-1, num_train_epochs=1)
     epochs.save_model()
     assert "num_train_epochs" in card(tmp_path / "b") and "max_steps" not in card(tmp_path / "b")
+
+
+def test_a_reward_model_scores_the_same_prompts_twice(tiny_model_folder, tmp_path):
+    judge = LlamaForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
+    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=judge)
+    built.train()
+    built.save_model()
+    assert "| prompt | before | score before | after | score after |" in card(tmp_path)
+    before = built.comparison.before
+    for i, row in enumerate(built.comparison.rows):
+        ids = before.input_ids[i][before.attention_mask[i]].tolist()
+        ids += [] if before.terminated[i] else [judge.config.eos_token_id]  # as it was trained to read
+        assert row["score before"] == pytest.approx(judge(torch.tensor([ids])).logits.item(), abs=1e-5)
+        assert row["before"] == row["after"] or row["score before"] != row["score after"]
+        assert f"| {row['score before']:.4g} |" in card(tmp_path) and f"| {row['score after']:.4g} |" in card(tmp_path)
 
 
 @pytest.mark.parametrize("turns", [1, 3])

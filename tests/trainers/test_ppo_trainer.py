@@ -49,7 +49,6 @@ def test_a_rollout_is_used_for_exactly_epochs_times_mini_batches_steps(
         gradient_accumulation_steps=accumulation,
         max_steps=-1,
         num_train_epochs=1,
-        log_completions=False,  # it would ask the reward of its samples, too, at the end
         reward_funcs=lambda completions: rollouts.append(len(completions)) or reward(completions),
     )
     steps = Steps(built)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from transformers import LlamaForSequenceClassification
 
 from hfrlhf import RewardConfig, RewardTrainer
 from hfrlhf.trainers.callbacks import CompletionsCallback, CurvesCallback
@@ -97,13 +98,35 @@ def test_a_run_that_fails_leaves_its_log(tiny_model_folder, tmp_path):
     assert state["log_history"] == built.state.log_history != []
 
 
-def test_a_reward_function_that_fails_on_the_last_samples_spoils_no_run(tiny_model_folder, tmp_path):
-    def until_the_end(completions, **_):
-        if built.state.global_step == 4:
-            raise KeyError("no such word")
-        return [1.0] * len(completions)
+def test_reward_functions_are_called_for_rollouts_and_evaluations_alone(tiny_model_folder, tmp_path, capsys):
+    """A call may cost money: what is sampled to be shown is not scored by functions."""
+    calls: list[int] = []
 
-    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=until_the_end)
+    def paid(completions, **_):
+        calls.append(len(completions))
+        return [1.0 * len(text) for text in completions]
+
+    settings = {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 8, "per_device_eval_batch_size": 8}
+    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=paid, eval_dataset=prompts(5), **settings)
+    built.train()
+    assert calls == [8, 8, 5]  # two rollouts, an evaluation
+    assert [row["score after"] for row in built.comparison.rows] == [None] * 4
+    shown = capsys.readouterr().out
+    assert "after the last rollout" in shown and "score" not in shown.partition("before")[0].splitlines()[-3]
+
+
+def test_a_reward_model_that_fails_on_the_last_samples_spoils_no_run(tiny_model_folder, tmp_path):
+    judge = LlamaForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
+    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=judge)
+    score = built.reward.sources[0]
+
+    def until_the_end(completions):
+        if built.state.global_step == 4:
+            raise MemoryError("no room left")
+        return score(completions)
+
+    until_the_end.name = score.name
+    built.reward.sources[0] = until_the_end
     built.train()
     assert built.state.global_step == 4
     assert [row["score after"] for row in built.comparison.rows] == [None] * 4
