@@ -26,6 +26,7 @@ from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
 from hfrlhf.models.reward_model import last_token_scores, load_reward_model
 from hfrlhf.models.sizes import device_of, embeddings_of, largest, outputs_of, trunk_width
+from hfrlhf.rewards.reading import padded
 from tests.conftest import word_tokenizer
 from tests.models.test_actor_critic import ragged_rollout, row_by_row
 
@@ -173,8 +174,11 @@ def test_a_reward_adapter_on_the_embedding_scores_alike_on_the_policys_base(lora
     trainer = PPOTrainer(base, reward, args, PROMPTS, **more)
     rollout = trainer.generate(*trainer.training_prompts(0))
     assert "reward" in trainer.model.policy.peft_config
-    expected = last_token_scores(load_reward_model(reward), rollout.input_ids, rollout.attention_mask)
-    scores = trainer.reward.sources[0](trainer.describe(rollout, trainer.prompts))
+    completions, source = trainer.describe(rollout, trainer.prompts), trainer.reward.sources[0]
+    expected = last_token_scores(
+        load_reward_model(reward), *padded([row.ids for row in source.reader.read(completions)])
+    )
+    scores = source(completions)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
