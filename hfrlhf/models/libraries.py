@@ -233,6 +233,7 @@ TRAINER_HOOKS: dict[str, tuple[str, ...]] = {
         "dataset_args",
     ),
     "create_optimizer": ("model",),
+    "create_scheduler": ("num_training_steps", "optimizer"),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
     "get_optimizer_cls_and_kwargs": ("args", "model"),

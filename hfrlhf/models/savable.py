@@ -99,7 +99,7 @@ def _try(role: str, save: Callable[[], Any]) -> None:
         raise ValueError(
             f"the {role} cannot be saved, and the run would end without it ({type(error).__name__}: {words}); this was "
             "found out by saving it without weights. Mend it before the trainer is made: "
-            f"`{role.split()[0]}.save_pretrained(folder)` has to work"
+            "its `save_pretrained(folder)` has to work"
         ) from error
 
 

@@ -44,6 +44,7 @@ class OptimizerDuties:
             check_own_rates_unset(kwargs["args"])
         super().__init__(*args, **kwargs | {"optimizers": pair})
         check_best_metric(self, self.evaluation_metric_names())
+        self.name_optimizer()
         if pair[0] is not None and self.has_named_groups and strategy(self.accelerator) == "DEEPSPEED":
             raise ValueError(
                 "DeepSpeed keeps the gradients itself, so that policy and critic can only rest by parameter groups "
@@ -53,6 +54,20 @@ class OptimizerDuties:
     def moved_by_optimizer(self: Any, model: Any) -> dict[str, nn.Parameter]:
         """What the optimiser has to hold: everything that trains."""
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def name_optimizer(self: Any) -> None:
+        """Look up what `optim` names, and make nothing of it: what is not installed is heard of here, not in train().
+
+        A subclass may have its own way to say which optimiser it is, and need more than there is by now.
+        """
+        if self.optimizer is None and type(self).get_optimizer_cls_and_kwargs.__module__.startswith("hfrlhf."):
+            self.get_optimizer_cls_and_kwargs(self.args, self.model)
+
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's, after a last look at the optimiser: a subclass may make its own without asking us."""
+        if self.optimizer is not None and strategy(self.accelerator) == "DDP":  # elsewhere its tensors are pieces
+            check_holds(self.optimizer, self.model, self.moved_by_optimizer(self.model))
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
         """The Trainer's, and then a look at whether it holds what trains: a subclass may have made its own."""

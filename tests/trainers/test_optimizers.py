@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,27 @@ class Forgetful(PPOTrainer):
         return super().create_optimizer(model)
 
 
-def test_an_optimiser_that_a_subclass_makes_is_looked_at_before_the_first_rollout(tiny_model_folder, tmp_path):
-    built = ppo(*load(tiny_model_folder), tmp_path, cls=Forgetful)
+class OnItsOwn(PPOTrainer):
+    """A subclass that asks nobody."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        self.optimizer = torch.optim.SGD(self.model.policy.parameters(), lr=0.1)
+        return self.optimizer
+
+
+@pytest.mark.parametrize("cls", [Forgetful, OnItsOwn])
+def test_an_optimiser_that_a_subclass_makes_is_looked_at_before_the_first_rollout(tiny_model_folder, tmp_path, cls):
+    built = ppo(*load(tiny_model_folder), tmp_path, cls=cls)
     with pytest.raises(ValueError, match=r"2 of the 23 .*value_head\.weight"):
         built.train()
     assert built.cycle is None
+
+
+@pytest.mark.parametrize("build", [ppo, pairs_trainer])
+def test_an_optimiser_that_is_not_installed_is_heard_of_when_the_trainer_is_made(tiny_model_folder, tmp_path, build):
+    assert importlib.util.find_spec("lomo_optim") is None
+    with pytest.raises(ImportError, match="lomo_optim"):
+        build(*load(tiny_model_folder), tmp_path, optim="lomo")
 
 
 def test_a_schedule_of_ones_own_is_followed(tiny_model_folder, tmp_path):
