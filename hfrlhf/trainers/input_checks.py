@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 # Of transformers' own callbacks and of ours none adds a metric to those of an evaluation.
 _KNOWN = ("transformers.", "hfrlhf.")
@@ -44,6 +44,28 @@ def check_evaluation(args: Any, eval_dataset: Any) -> None:
     asked = f"eval_strategy={strategy!r}" if strategy != "no" else "eval_on_start=True" if args.eval_on_start else None
     if asked:
         raise ValueError(f"`{asked}` asks for evaluations, and there is no `eval_dataset`: pass one, or leave it out")
+
+
+def check_early_stopping(trainer: Any, names: Iterable[str]) -> None:
+    """Refuse a callback that stops by a metric where none was named, or none will be measured.
+
+    Args:
+        names: of the trainer's own metrics, without `eval_`.
+
+    Raises:
+        ValueError: the message says what to set.
+    """
+    if not any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
+        return
+    if trainer.args.metric_for_best_model is None:
+        raise ValueError(
+            "EarlyStoppingCallback stops by `metric_for_best_model`, which is not set; an evaluation gives "
+            f"{', '.join(names)}"
+        )
+    if getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy) == "no":
+        raise ValueError(
+            "EarlyStoppingCallback needs evaluations to stop by: set `eval_strategy='steps'` and `eval_steps`"
+        )
 
 
 def check_best_metric(trainer: Any, names: Iterable[str]) -> None:

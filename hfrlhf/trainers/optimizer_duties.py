@@ -17,7 +17,7 @@ from torch import nn
 
 from ..models.libraries import clear_device_cache
 from ..models.sharding import strategy
-from .input_checks import check_best_metric, check_callbacks, check_evaluation
+from .input_checks import check_best_metric, check_callbacks, check_early_stopping, check_evaluation
 
 # Settings of a class that hold parameters: those groups are the trainer's to make.
 OWN_GROUPS = ("params", "model", "optimizer_dict")
@@ -44,6 +44,7 @@ class OptimizerDuties:
             check_own_rates_unset(kwargs["args"])
         super().__init__(*args, **kwargs | {"optimizers": pair})
         check_best_metric(self, self.evaluation_metric_names())
+        check_early_stopping(self, self.evaluation_metric_names())
         self.name_optimizer()
         if pair[0] is not None and self.has_named_groups and strategy(self.accelerator) == "DEEPSPEED":
             raise ValueError(

@@ -72,6 +72,17 @@ def test_a_best_metric_that_no_evaluation_gives_is_refused(tiny_model_folder, tm
 
 
 @BUILD
+def test_a_callback_that_stops_by_a_metric_needs_one_and_evaluations(tiny_model_folder, tmp_path, build):
+    model, evaluated = str(tiny_model_folder), {"callbacks": [EarlyStoppingCallback(2)]}
+    metric = "accuracy" if build is reward_trainer else "objective/score"
+    with pytest.raises(ValueError, match=f"stops by `metric_for_best_model`, which is not set; .*{metric}"):
+        build(model, tmp_path, eval_dataset=EVALUATED[build], eval_strategy="steps", **evaluated)
+    with pytest.raises(ValueError, match="needs evaluations to stop by: set `eval_strategy"):
+        build(model, tmp_path, metric_for_best_model=metric, **evaluated)
+    build(model, tmp_path, eval_dataset=EVALUATED[build], **BEST, **evaluated)
+
+
+@BUILD
 def test_with_several_evaluation_sets_the_best_metric_names_its_set(tiny_model_folder, tmp_path, build):
     sets = {"first": EVALUATED[build], "second": EVALUATED[build]}
     with pytest.raises(ValueError, match="There are: first_"):
