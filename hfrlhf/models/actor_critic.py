@@ -280,7 +280,7 @@ def check_head(policy: Any) -> None:
     """Compare our log-probs and entropies with those of the model's own logits on four tokens.
 
     Raises:
-        ValueError: they differ, so the architecture does to its logits what we do not know of.
+        ValueError: they differ, so the architecture does to its logits what we do not know of; or they are no numbers.
     """
     lm = causal_lm(policy)
     was_training = lm.training
@@ -293,6 +293,11 @@ def check_head(policy: Any) -> None:
     logits = at_least_float32(lm(input_ids=ids, **flags).logits[0])
     theirs = torch.stack([logits.log_softmax(-1).gather(-1, ids.T).squeeze(-1), entropy_from_logits(logits)])
     lm.train(was_training)
+    if logits.isnan().any():
+        raise ValueError(
+            f"{type(lm).__name__} gives logits that are NaN: its weights are NaN or infinite, or too large for "
+            f"{lm.dtype}; load another checkpoint, or this one in float32"
+        )
     tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(ours, theirs, atol=tolerance, rtol=0):
         raise ValueError(

@@ -123,7 +123,12 @@ def _check_reference(reference: Reference, logprobs: Tensor, rollout: Rollout, t
 
 
 def _compare(what: str, together: Tensor, alone: Tensor, precision: str) -> None:
-    """Refuse numbers of a batch that are not those of its rows alone."""
+    """Refuse numbers of a batch that are not those of its rows alone, or no numbers."""
+    if not alone.isfinite().all():
+        raise RoleIsWrong(
+            f"the {what} is {float(alone[~alone.isfinite()][0])}: weights of its model are NaN or infinite, or too "
+            "large for its precision; pass another, or load it in float32"
+        )
     scale = max(1.0, float(alone.abs().max()))
     off = float((together - alone).abs().max())
     if not off <= SHARES[precision] * scale:

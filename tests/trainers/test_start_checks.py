@@ -28,6 +28,20 @@ def test_a_policy_that_loses_its_cache_is_refused_before_the_first_rollout(spoil
         trainer(model, tmp_path, tokenizer, peft_config=LoraConfig(r=2) if adapter else None)
 
 
+def test_weights_that_are_no_numbers_are_called_so(tiny_model_folder, tmp_path):
+    model, tokenizer = load(tiny_model_folder)
+    sizes = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+    scorer: Any = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder, **sizes)
+    with torch.no_grad():
+        scorer.score.weight.fill_(torch.nan)
+    with pytest.raises(RoleIsWrong, match=r"score of the reward model .* is nan: weights of its model are NaN"):
+        trainer(model, tmp_path, tokenizer, reward_funcs=scorer)
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="LlamaForCausalLM gives logits that are NaN"):
+        trainer(model, tmp_path, tokenizer)
+
+
 def test_a_policy_spoilt_after_the_trainer_was_made_stops_in_the_first_rollout(tiny_model_folder, tmp_path):
     built = trainer(str(tiny_model_folder), tmp_path)
     ignored(built.model.policy)
