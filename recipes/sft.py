@@ -26,12 +26,14 @@ if __name__ == "__main__":  # help and slips are answered before the imports bel
 from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.hub.model_card import is_hub_name
 from hfrlhf.models.quantization import save_quantization
+from hfrlhf.models.quiet import quietly
 from hfrlhf.reporting.progress import show_on_bar
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 
+@quietly()
 def main() -> None:
     """Parse, load, train, evaluate, save, push."""
     script, args, model = parse_command_line((DataArguments, SFTConfig, ModelConfig), __doc__, {})

@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from .dropout import disable_dropout
 from .libraries import BaseTunerLayer
 from .quantization import check_prepared, prepare_quantized, refuse_untrainable
+from .quiet import quietly
 
 POLICY_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
@@ -72,7 +73,7 @@ def check_peft_config(peft_config: Any) -> None:
 
 def new_adapter(base: Any, peft_config: Any, seed: int) -> PeftModel:
     """A fresh adapter on a base, its first weights a function of the seed (PEFT draws from the global generator)."""
-    with torch.random.fork_rng(), targets_explained("the policy's adapter", base):
+    with torch.random.fork_rng(), targets_explained("the policy's adapter", base), quietly():
         torch.manual_seed(seed)
         return get_peft_model(base, peft_config, adapter_name=POLICY_ADAPTER)
 

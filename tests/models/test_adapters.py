@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -38,6 +39,12 @@ def test_a_fresh_adapter_is_exactly_the_base(base):
     rollout = ragged_rollout()
     ours = ActorCritic(policy)(rollout).logprobs
     assert torch.equal(ours, reference.logprobs(rollout, 1.0))
+
+
+def test_what_peft_still_calls_by_its_old_name_is_not_told_to_the_user(base):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        with_adapter(load_policy(base), LORA)
 
 
 def test_an_adapter_start_is_its_own_reference_and_the_base_is_not(base):

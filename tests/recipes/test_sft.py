@@ -58,7 +58,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
     (folder / "sft.yaml").write_text(yaml.safe_dump(settings))
     done = run_recipe("--config", str(folder / "sft.yaml"), "--learning_rate", "1e-5")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "gemm_4bit" not in done.stderr
+    for aside in ("gemm_4bit", "Loading weights", "Writing model shards", "FutureWarning"):  # of other libraries
+        assert aside not in done.stderr
     return folder / "out"
 
 
