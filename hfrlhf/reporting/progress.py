@@ -174,24 +174,22 @@ def _innermost(stream: Any) -> Any:
 
 @contextmanager
 def lines_above_bar() -> Iterator[None]:
-    """Within the block, what anybody prints or warns of on a terminal does not glue to the bar."""
+    """Within the block, what anybody prints or warns of does not glue to the bar, as far as streams are terminals."""
     before = sys.stdout, sys.stderr
-    if not all(map(_is_terminal, before)):
-        yield
-        return
-    ours = tuple(AboveBar(stream) for stream in before)
-    streams: Any = ours
+    ours = {id(stream): AboveBar(stream) for stream in before if _is_terminal(stream)}
+    loggers = {handler: handler.stream for handler in _handlers() if id(handler.stream) in ours}
+    streams: Any = [ours.get(id(stream), stream) for stream in before]
     sys.stdout, sys.stderr = streams
-    loggers = [handler for handler in _handlers() if handler.stream in before]
-    logged_to = [handler.setStream(ours[before.index(handler.stream)]) for handler in loggers]
+    for handler, stream in loggers.items():
+        handler.setStream(ours[id(stream)])
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
-        for handler, stream in zip(loggers, logged_to, strict=True):
+        for handler, stream in loggers.items():
             handler.setStream(stream)
-        for stream in ours:
-            stream.finish()
+        for wrapped in ours.values():
+            wrapped.finish()
 
 
 def _handlers() -> list[logging.StreamHandler]:

@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -68,6 +69,15 @@ def test_a_terminal_of_100_columns_shows_one_clean_bar(tiny_model_folder, tmp_pa
     assert not any("Loading weights" in line or "Writing model shards" in line for line in seen)
     assert not any("%|" in line and "transformers]" in line for line in seen)
     assert not any(line.startswith("{") for line in seen)
+
+
+def test_a_warning_glues_to_no_bar_where_the_output_goes_to_a_file(tiny_model_folder, tmp_path):
+    words = [sys.executable, "-c", SCRIPT, str(tiny_model_folder), str(tmp_path)]
+    shown = on_a_terminal(100, "sh", "-c", f"{shlex.join(words)} > {shlex.quote(str(tmp_path / 'output.txt'))}")
+    assert "a user's own line" not in shown and "a user's own line" in (tmp_path / "output.txt").read_text()
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", shown)
+    told = [line for line in re.split("[\r\n]+", plain) if "a user's own warning" in line]
+    assert told and not any("%|" in line for line in told)
 
 
 def test_without_bars_a_log_is_a_short_line(tiny_model_folder, tmp_path, capsys):
