@@ -8,6 +8,7 @@ them which is due within its own loops, we wherever we sample, score or save.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -181,6 +182,11 @@ def _class_and_settings(given: Any) -> tuple[Any, dict[str, Any]]:
         raise TypeError(f"the settings of {getattr(cls, '__name__', cls)} must be a dict, got {_kind(settings)}")
     if own := [name for name in OWN_GROUPS if name in settings]:
         raise ValueError(f"{own[0]!r} among the optimiser's settings: its parameters are given to it by the trainer")
+    if is_class(cls):
+        try:
+            inspect.signature(cls).bind([], **{"lr": 0.0} | dict(settings))
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__} does not take the settings {sorted(settings)}: {error}") from None
     return cls, dict(settings)
 
 

@@ -123,6 +123,7 @@ class Alone(torch.optim.lr_scheduler.LambdaLR):
         ({"optimizers": (torch.optim.SGD, 0.1)}, TypeError, "must be a dict"),
         ({"optimizer_cls_and_kwargs": torch.optim.SGD}, TypeError, "a pair"),
         ({"optimizer_cls_and_kwargs": (torch.optim.SGD, {"params": []})}, ValueError, "'params'"),
+        ({"optimizer_cls_and_kwargs": (torch.optim.SGD, {"betas": (0, 0)})}, TypeError, "SGD does not.*'betas'"),
         (
             {"optimizer_cls_and_kwargs": (torch.optim.SGD, {}), "optimizers": (torch.optim.SGD([torch.ones(1)]), None)},
             ValueError,
