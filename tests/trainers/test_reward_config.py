@@ -56,6 +56,8 @@ def test_every_field_of_ours_explains_itself() -> None:
         "label_smoothing",
         "normalize_scores",
         "max_skipped_updates",
+        "save_logs",
+        "save_curves",
     }
     for field in ours:
         assert len(field.metadata["help"]) > 40, field.name
