@@ -11,7 +11,6 @@ Hence neither a template nor a BOS, an ending, or blanks that a template trims c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,9 +53,6 @@ class Reader:
         vocab, policy_vocab = self.tokenizer.get_vocab(), self.policy_tokenizer.get_vocab()
         self.known = {i for i in vocab.values() if i < self.vocabulary}
         self.shares_ids = policy_vocab.items() <= vocab.items()  # it may have more, a pad token of its own say
-        if self.shares_ids and self.policy_tokenizer.chat_template and not self.tokenizer.chat_template:
-            self.tokenizer = copy.deepcopy(self.tokenizer)
-            self.tokenizer.chat_template = self.policy_tokenizer.chat_template
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, policy_tokenizer: Any) -> Reader:

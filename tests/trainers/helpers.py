@@ -52,7 +52,15 @@ def config(folder: Path, **changes: Any) -> PPOConfig:
 
 def trainer(model: Any, folder: Path, tokenizer: Any = None, **changes: Any) -> PPOTrainer:
     """A trainer; `changes` are the trainer's own arguments or the configuration's fields."""
-    own = {"train_dataset", "eval_dataset", "reward_funcs", "value_model", "ref_model", "callbacks"}
+    own = {
+        "train_dataset",
+        "eval_dataset",
+        "reward_funcs",
+        "value_model",
+        "ref_model",
+        "callbacks",
+        "reward_processing_classes",
+    }
     own |= {"peft_config", "quantization_config"}
     given = {name: changes.pop(name) for name in list(changes) if name in own}
     arguments = {"reward_funcs": reward, "train_dataset": prompts()} | given

@@ -58,10 +58,13 @@ def test_a_reward_model_that_cannot_render_chats_is_refused(tiny_model_folder, t
         trainer(model, tmp_path, tokenizer, **given)
 
 
-def test_with_the_policys_vocabulary_its_template_serves(tiny_model_folder, reward_folder, tmp_path):
+def test_the_policys_template_is_not_taken_for_a_reward_models(tiny_model_folder, reward_folder, tmp_path):
+    """Not with the policy's own vocabulary either: nobody says that it was trained on chats so rendered."""
     model, tokenizer = chat_model(tiny_model_folder)
-    built = trainer(model, tmp_path, tokenizer, reward_funcs=str(reward_folder), train_dataset=CHAT)
-    assert built.reward.sources[0].reader.tokenizer.chat_template == CHAT_TEMPLATE
+    given = {"reward_funcs": str(reward_folder), "train_dataset": CHAT}
+    with pytest.raises(ValueError, match=r"no chat template.*`reward_processing_classes`"):
+        trainer(model, tmp_path, tokenizer, **given)
+    trainer(model, tmp_path, tokenizer, **given, reward_processing_classes=tokenizer)  # now somebody does
 
 
 # ---- The first rollout --------------------------------------------------------------------------------------------
