@@ -48,19 +48,24 @@ def lowest(requirement: Requirement) -> str:
 def installed(names: list[str]) -> dict[str, str]:
     """Name and version of these distributions, and of all that they need here, without local build tags (`+cpu`)."""
     found: dict[str, str] = {}
-    while names:
-        name = canonicalize_name(names.pop())
+    seen: set[Requirement] = set()
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
         try:
             dist = distribution(name)
         except PackageNotFoundError:  # of another platform, or of an extra that is not here
             continue
-        if name in found or NOT_OURS.fullmatch(name):
+        if wanted in seen or NOT_OURS.fullmatch(name):
             continue
+        seen.add(wanted)
         found[name] = dist.version.partition("+")[0]
-        names += [
-            r.name
+        extras = wanted.extras or {""}  # `fsspec[http]` needs what fsspec alone does not
+        waiting += [
+            r
             for r in map(Requirement, dist.requires or [])
-            if r.marker is None or r.marker.evaluate({"extra": ""})
+            if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in {"", *extras})
         ]
     return found
 

@@ -48,6 +48,11 @@ def test_every_dependency_is_pinned_within_its_range(python: str) -> None:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
+def test_what_an_extra_of_a_library_needs_is_pinned_too() -> None:
+    """datasets asks for `fsspec[http]`, which is fsspec and aiohttp."""
+    assert {"fsspec", "aiohttp", "yarl"} <= pinned("3.11").keys()
+
+
 def test_a_pin_is_of_no_machine() -> None:
     """No build tag, no address, no path: the same file serves a CPU, a GPU and another system."""
     for line in LINES:

@@ -107,7 +107,7 @@ def load_tokenizer(processing_class: Any, model: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {name!r}; pass it as `processing_class`") from error
+        raise ValueError(_no_tokenizer(name)) from error
 
 
 def tokenizer_of(processing_class: Any) -> Any:
@@ -130,6 +130,15 @@ def tokenizer_of(processing_class: Any) -> Any:
 
 
 @quietly()
+def _no_tokenizer(name: str) -> str:
+    if os.path.isdir(name):
+        return f"the folder {name!r} has no tokenizer that could be loaded; pass it as `processing_class`"
+    return (
+        f"there is no folder {name!r} (looked from {os.getcwd()}), and as a name on the Hub it gave no tokenizer: is "
+        "it spelt right, and the Hub reached? If the model has no tokenizer beside it, pass one as `processing_class`"
+    )
+
+
 @loaded_whole()
 def load_value_model(
     value_model: Any, policy: Any, seed: int = 0, vocabulary: int | None = None, tokenizer: Any = None

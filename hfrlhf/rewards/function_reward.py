@@ -74,7 +74,7 @@ class FunctionReward:
         return outcome.value
 
     def _checked(self, result: Any, expected: int) -> Tensor:
-        if isinstance(result, Tensor):
+        if callable(getattr(result, "tolist", None)):  # a tensor, an array of numpy, a column of pandas
             result = result.tolist()
         if not isinstance(result, Sequence) or isinstance(result, str):
             raise TypeError(f"reward function {self.name!r} must return a list of numbers, got {type(result).__name__}")

@@ -91,8 +91,10 @@ def check_ranges(args: Any) -> None:
     for name in COUNTS:
         if getattr(args, name, None) is not None and not isinstance(getattr(args, name), int):
             raise ValueError(f"`{name}` must be a whole number, got {getattr(args, name)!r}")
-    if not all(math.isfinite(weight) for weight in args.reward_weights or []):
-        raise ValueError(f"`reward_weights` must be finite numbers, got {args.reward_weights!r}")
+    weights = args.reward_weights
+    weights = list(weights) if isinstance(weights, list | tuple) else [] if weights is None else [weights]
+    if not all(map(_is_finite_number, weights)):
+        raise ValueError(f"`reward_weights` must be finite numbers, one per reward, got {args.reward_weights!r}")
     if args.fp16 and (args.target_kl is not None or args.critic_warmup_rollouts or args.value_epochs):
         raise ValueError(
             "`fp16` cannot leave an update out, as `target_kl`, the critic's warm-up and `value_epochs` do; use `bf16`"

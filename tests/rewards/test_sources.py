@@ -7,6 +7,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -152,12 +153,9 @@ def test_a_wrong_result_is_named(completions, tokenizer, result, error, message)
 
 
 def test_numbers_of_numpy_and_torch_count(completions, tokenizer):
-    numpy = pytest.importorskip("numpy")
-    assert reward_source(lambda completions: numpy.array([1.5, 2.0]).tolist(), tokenizer)(completions).tolist() == [
-        1.5,
-        2,
-    ]
-    assert reward_source(lambda completions: torch.tensor([1.0, 2.0]), tokenizer)(completions).tolist() == [1.0, 2.0]
+    numbers = [numpy.array([1.5, 2.0]), list(numpy.array([1.5, 2.0])), torch.tensor([1.5, 2.0])]
+    for given in numbers:
+        assert reward_source(lambda completions, given=given: given, tokenizer)(completions).tolist() == [1.5, 2.0]
 
 
 @pytest.mark.parametrize(

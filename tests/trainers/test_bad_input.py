@@ -48,6 +48,8 @@ from tests.trainers.helpers import config, load, parameters, prompts, reward, tr
         ({"num_mini_batches": True}, "`num_mini_batches` must be a finite number, got True"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"reward_clip": 0.0}, "reward_clip"),
+        ({"reward_weights": "2"}, "`reward_weights` must be finite numbers, one per reward, got '2'"),
+        ({"reward_weights": [1.0, None]}, "`reward_weights` must be finite numbers"),
     ],
 )
 def test_settings(tmp_path, changes, message):
@@ -156,6 +158,17 @@ def test_the_settings_of_another_trainer(tiny_model_folder, tmp_path):
 def test_old_names_give_the_new_one(tmp_path, name, new):
     with pytest.raises(TypeError, match=new):
         PPOConfig(output_dir=str(tmp_path), **{name: 1})
+
+
+def test_one_weight_for_one_reward_needs_no_list(tiny_model_folder, tmp_path):
+    built = trainer(str(tiny_model_folder), tmp_path, reward_weights=2.0)
+    assert built.reward.weights == [2.0]
+
+
+def test_a_folder_that_is_not_there_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no folder 'my-sft-model' \(looked from .*spelt right"):
+        trainer("my-sft-model", tmp_path)
 
 
 def test_old_arguments_give_the_new_one():
