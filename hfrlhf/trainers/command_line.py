@@ -18,12 +18,12 @@ from typing import Any
 from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
-from trl import TrlParser
 
 from ..cli.first_look import config_file, settings_in, value_given
 from ..cli.mistakes import refuse
 from ..models.libraries import actions_of, add_action
 from ..reporting.screen import console
+from .file_values import FileValuesParser
 from .old_names import POLICY_SETTINGS
 from .unknown_names import hint
 
@@ -46,7 +46,7 @@ def parse_command_line(
             switched off.
     """
     arguments = _split_config(sys.argv[1:] if argv is None else argv)
-    parser = TrlParser(
+    parser = FileValuesParser(
         dataclass_types,
         add_help=False,
         allow_abbrev=False,  # an abbreviation of today is another option's name tomorrow
@@ -62,6 +62,7 @@ def parse_command_line(
         _short_help(parser, shown).print_help()
         raise SystemExit(0)
     _refuse_unknown(parser, _names_in(arguments), dataclass_types)
+    parser.read_words(config_file(arguments))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of defaults that TRL sets, not the user
@@ -69,12 +70,16 @@ def parse_command_line(
     except ValueError as error:  # settings that cannot work, or words that belong to no option
         parser.error(str(error))
     for record in parsed:
-        if str(getattr(record, "resume_from_checkpoint", None)).lower() == "true":
-            record.resume_from_checkpoint = True  # the field is a path, but `True` means the newest checkpoint
+        resume = str(getattr(record, "resume_from_checkpoint", None)).lower()
+        if resume in _RESUME:
+            record.resume_from_checkpoint = _RESUME[resume]
         if value_given("save_steps", arguments) and getattr(record, "save_strategy", None) == "no":
             parser.error("save_steps with save_strategy 'no' saves nothing: say `--save_strategy steps`, too")
     return parsed
 
+
+# The field is a path, but `True` means the newest checkpoint. YAML has these words for it, too.
+_RESUME = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"))
 
 _USAGE = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...] [--help | --help-all]"
 
