@@ -18,8 +18,11 @@ IN_WORDS = {
     "max_steps": "as many as num_train_epochs gives",
     "num_train_epochs": "3, unless max_steps is given",
     "rollout_batch_size": "8 per process: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches",
-    "logging_steps": "the optimiser steps of one rollout",
-    "kl_estimator": "k1; k2 with kl_in 'loss'",
+}
+# Texts of other libraries that do not say what holds here.
+OURS = {
+    "resume_from_checkpoint": "`True` for the newest checkpoint in output_dir, or the folder of one. The run goes on "
+    "where that was saved. Default: a run from the start.",
 }
 # What an algorithm fills in where nothing is said, by the field of its row.
 OF_THE_ALGORITHM = {"num_ppo_epochs": "epochs", "whiten_advantages": "whiten"}
@@ -37,7 +40,7 @@ def print_short(
             option = _of_these_libraries(name, options)
             if option is not None:
                 count -= 1
-                say(_entry(option, real_default(option, options, algorithm), first_sentence(option.help)))
+                say(_entry(option, real_default(option, options, algorithm), first_sentence(_help(option))))
         say()
     say(f"and {count} options more: --help-all")
 
@@ -47,7 +50,11 @@ def print_all(description: str | None, options: Mapping[str, Option]) -> None:
     _print_head(description)
     for option in options.values():
         if not option.is_deprecated:
-            say(_entry(option, real_default(option, options, None), option.help))
+            say(_entry(option, real_default(option, options, None), _help(option)))
+
+
+def _help(option: Option) -> str:
+    return OURS.get(option.name, option.help)
 
 
 def _print_head(description: str | None) -> None:
@@ -82,7 +89,7 @@ def real_default(option: Option, options: Mapping[str, Option], algorithm: str |
     if option.default is NOT_READ:
         return ""
     if option.default is None or option.default == []:
-        return _of_row(option.name, algorithm or _text(options.get("algorithm"))) or _said(option.help)
+        return _of_row(option.name, algorithm or _text(options.get("algorithm"))) or _said(_help(option))
     return str(option.default)
 
 
@@ -107,7 +114,7 @@ def _entry(option: Option, default: str, text: str) -> str:
     """An option with its help beside it, as argparse prints it."""
     value = "" if option.is_switch else " " + (" | ".join(option.choices) or "X") + (" ..." * option.takes_several)
     name = f"  --{option.name}{value}"
-    words = f"{text} (default: {default})" if default else text
+    words = f"{text} (default: {default})" if default and default != _said(text) else text  # or it would be said twice
     lines = textwrap.wrap(" ".join(words.split()), WIDTH - INDENT) or [""]
     if len(name) > INDENT - 2:
         return "\n".join([name, *(" " * INDENT + line for line in lines)])

@@ -1,18 +1,20 @@
 """The options of a dataclass, read from its source: importing it would import torch and transformers, for seconds.
 
-Whatever the installed release of a library has for fields is what is read; nothing is executed. What cannot be read (a
-default that is computed) is left open, and the real parser decides.
+Whatever the installed release of a library has for fields is what is read. What cannot be read (a default that is
+computed) is left open, and the real parser decides.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from .computed import literal, text_of
 
 # Where a library's class really is, for names that are imported from the library's front door.
 HOMES = {
@@ -93,7 +95,7 @@ def _fields(module: str, name: str) -> dict[str, Option]:
     constants = _constants([*tree.body, *classes[name].body])
     for node in classes[name].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            option = _option(node.target.id, ast.unparse(node.annotation), node.value, constants)
+            option = _option(node.target.id, ast.unparse(node.annotation), node.value, constants, module)
             if option:
                 found[option.name] = option
     return found
@@ -122,7 +124,9 @@ def _constants(body: Sequence[ast.stmt]) -> dict[str, Any]:
     return found
 
 
-def _option(name: str, annotation: str, value: ast.expr | None, constants: dict[str, Any]) -> Option | None:
+def _option(
+    name: str, annotation: str, value: ast.expr | None, constants: dict[str, Any], module: str
+) -> Option | None:
     if "ClassVar" in annotation or name.startswith("_"):
         return None
     maker = ast.unparse(value.func).split(".")[-1] if isinstance(value, ast.Call) else ""
@@ -141,7 +145,7 @@ def _option(name: str, annotation: str, value: ast.expr | None, constants: dict[
         default = {"list": [], "dict": {}}.get(ast.unparse(given["default_factory"]), NOT_READ)
     choices = _value(given["choices"], constants) if "choices" in given else ()
     words = tuple(map(str, choices)) if isinstance(choices, list | tuple) else ()
-    return Option(name, annotation, default, _text(given.get("help")), words)
+    return Option(name, annotation, default, _help(given.get("help"), constants, module), words)
 
 
 def _value(node: ast.expr, constants: dict[str, Any]) -> Any:
@@ -153,21 +157,23 @@ def _value(node: ast.expr, constants: dict[str, Any]) -> Any:
         return NOT_READ
 
 
-def _text(node: ast.expr | None) -> str:
-    """A help text; what it computes of other names is left out, as an ellipsis."""
-    return "".join(_parts(node)) if node is not None else ""
+def _help(node: ast.expr | None, constants: Mapping[str, Any], module: str) -> str:
+    """A help text, with what it takes from this module and from those that it imports."""
+    used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} if node is not None else set()
+    found = {name: _literal_of(module, name) for name in used - set(constants)}
+    return text_of(node, dict(constants) | {name: value for name, value in found.items() if value is not NOT_READ})
 
 
-def _parts(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.Constant):
-        yield str(node.value)
-    elif isinstance(node, ast.JoinedStr):
-        for part in node.values:
-            yield from _parts(part)
-    elif isinstance(node, ast.BinOp):
-        yield from _parts(node.left)
-        yield from _parts(node.right)
-    elif isinstance(node, ast.Call):
-        yield from (piece for part in node.args for piece in _parts(part))
-    else:
-        yield "…"
+def _literal_of(module: str, name: str) -> Any:
+    """What a name of a module is set to there, or in the module that it is imported from."""
+    tree = syntax_tree(module)
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and value and ast.unparse(targets[0] or value) == name:
+            try:
+                return literal(value)
+            except (ValueError, TypeError, SyntaxError):
+                return NOT_READ
+    home = _imported_from(tree, module, name)
+    return _literal_of(home, name) if home and home.split(".")[0] == module.split(".")[0] else NOT_READ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_help_shows_what_really_holds(capsys):
     ):
         assert words in page
     assert "None" not in page and "--gradient_checkpointing_kwargs" not in page
+
+
+@pytest.mark.parametrize(
+    "settings", ["configs:PPOConfig", "configs:PolicyGradientConfig", "reward_config:RewardConfig"]
+)
+def test_the_whole_help_leaves_nothing_open_and_says_nothing_twice(settings, capsys):
+    with pytest.raises(SystemExit):
+        first_look("What it does.", {}, [*POLICY_PLACES, f"hfrlhf.trainers.{settings}"], (), ["--help-all"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "…" not in page
+    assert re.findall(r"Default: ([^()]+)\. \(default: \1\)", page) == []
+    assert "--resume_from_checkpoint X `True` for the newest checkpoint" in page
 
 
 @pytest.mark.parametrize("argv", [["--algorithm"], ["--algorithm", "--help"], ["--algorithm="]])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import enum
 from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from hfrlhf import ALGORITHMS, PolicyGradientConfig, PPOConfig, RewardConfig, TRPOConfig
 from hfrlhf.cli.algorithms import rows, settings_of
+from hfrlhf.cli.computed import text_of
 from hfrlhf.cli.data_arguments import POLICY_PAGE, PolicyArguments
 from hfrlhf.cli.options import NOT_READ, options_of
 from hfrlhf.trainers.family import family_of
@@ -47,11 +50,29 @@ def test_names_and_defaults_are_those_of_the_class(place):
     assert len(described) == len(read)
 
 
-def test_what_helps_says_is_the_first_part_of_the_real_text():
-    read = options_of(["hfrlhf.trainers.configs:PPOConfig"])
-    for field in dataclasses.fields(PPOConfig):
-        beginning = read[field.name].help.partition("…")[0]
-        assert field.metadata["help"].startswith(beginning), field.name
+@pytest.mark.parametrize("place", [place for place in PLACES if place.startswith("hfrlhf")])
+def test_what_helps_says_is_the_real_text(place):
+    """Also where the source computes it from tables of other modules."""
+    read = options_of([place])
+    inherited = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(PLACES[place]):
+        text = field.metadata.get("help")
+        if field.init and text is not None and text != getattr(inherited.get(field.name), "metadata", {}).get("help"):
+            assert read[field.name].help == text, field.name
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("'a' + f'b {1 + 1}'", "ab 2"),
+        ("'one of {}'.format(', '.join(sorted(NAMES)))", "one of k, z"),
+        ("f'{NAMES[\"z\"]!r:>4} of {len(NAMES)}'", "   1 of 2"),
+        ("f'One of {GONE}. ' + 'Then ' + GONE.name", "One of …. Then …"),
+        ("f'{open(NAMES)}'", "…"),
+    ],
+)
+def test_a_text_that_is_computed(expression, text):
+    assert text_of(ast.parse(expression, mode="eval").body, {"NAMES": {"z": 1, "k": "f(x)"}}) == text
 
 
 def test_the_algorithms_are_those_of_the_table():
