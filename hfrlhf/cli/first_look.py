@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ..rewards.unnamed import without_function
 from ..trainers.old_names import POLICY_SETTINGS
 from ..trainers.unknown_names import hint
 from .help import print_all, print_short
@@ -63,7 +64,7 @@ def first_look(
     given = dict(_given(words, options))
     mistakes = [*_unknown([*given, *settings], options), *_wrong(settings, given, options)]
     mistakes = mistakes or [_missing(name) for name in needed if not (given.get(name) or settings.get(name))]
-    mistakes += list(_not_there(settings, given, file))
+    mistakes += list(_not_there(settings, given, file)) or list(_unnamed(settings, given))
     if mistakes:
         refuse("\n".join(mistakes))
 
@@ -198,14 +199,23 @@ def _not_there(settings: Mapping[str, Any], given: Mapping[str, list[str]], file
         values = given.get(name, settings.get(name))
         for value in values if isinstance(values, list) else [values]:
             path = str(value or "").removeprefix("own:")
-            place, colon, function = path.rpartition(":")
-            path = place if colon and place.endswith(".py") and function.isidentifier() else path
+            place = path.rpartition(":")[0]
+            path = place if place.endswith(".py") else path
             if path and _is_path(path) and not Path(path).expanduser().exists():
                 yield f"{name}: there is no {path!r} (looked from {Path.cwd()}); " + (
                     f"give {what}"
                     if name in given
                     else f"{file} names what does not come with it: put {what} in its place, or give it as --{name}"
                 )
+
+
+def _unnamed(settings: Mapping[str, Any], given: Mapping[str, list[str]]) -> Iterator[str]:
+    """Files of reward functions without the function's name."""
+    values = given.get("reward_funcs", settings.get("reward_funcs"))
+    for value in values if isinstance(values, list) else [values]:
+        said = without_function(str(value or ""))
+        if said:
+            yield f"reward_funcs: {said}"
 
 
 def _is_path(name: str) -> bool:

@@ -27,6 +27,7 @@ from .from_file import function_from
 from .function_reward import FunctionReward
 from .model_reward import ModelReward
 from .reading import Reader
+from .unnamed import without_function
 
 __all__ = [
     "Completions",
@@ -177,8 +178,11 @@ def reward_from_name(name: str) -> Any:
     A name that begins with `own:` is a reward adapter to be loaded with a base of its own.
 
     Raises:
-        ValueError: as `from_file.function_from`.
+        ValueError: a FILE.py without a function's name; else as `from_file.function_from`.
     """
+    said = without_function(name)
+    if said:
+        raise ValueError(f"reward_funcs: {said}")
     place, colon, function = name.rpartition(":")
     if name.startswith(OWN_BASE) or not colon or not function.isidentifier():
         return name

@@ -13,6 +13,7 @@ import yaml
 
 from hfrlhf.cli.data_arguments import POLICY_NEEDS, POLICY_PAGE, POLICY_PLACES
 from hfrlhf.cli.first_look import first_look, value_given
+from hfrlhf.rewards.sources import reward_from_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [*POLICY_PLACES, "hfrlhf.trainers.configs:PPOConfig"]
@@ -165,6 +166,30 @@ def test_help_shows_what_really_holds(capsys):
     ):
         assert words in page
     assert "None" not in page and "--gradient_checkpointing_kwargs" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("rew.py", "def good(c): ...\ndef _own(): ...\ndef bad(c): ...\n", "FUNCTION; it has good, bad"),
+        ("./rew.py", "import os\ndef only(c): ...\n", "only; it has only"),
+        ("./rew.py:", "def good(c): ...\ndef bad(c): ...\n", "FUNCTION; it has good, bad"),
+        ("rew.py", "no python at all", "FUNCTION"),
+        ("rew.py", "x = 1", "FUNCTION"),
+    ],
+)
+def test_a_file_of_rewards_needs_the_name_of_one(name, text, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rew.py").write_text(text)
+    (tmp_path / "run.yaml").write_text(f"reward_funcs: '{name}'\n")
+    expected = f"'{name}' names no function: write {name.rstrip(':')}:{said}"
+    assert refusals(capsys, *ENOUGH[:-1], name) == [f"reward_funcs: {expected}"]
+    assert refusals(capsys, *ENOUGH[:-2], "--config", "run.yaml") == [f"reward_funcs: {expected}"]
+    assert refusals(capsys, *ENOUGH[:-1], "rew.py:a-b")[0].startswith("reward_funcs: 'rew.py:a-b' names 'a-b', which")
+    assert refusals(capsys, *ENOUGH[:-1], "gone.py")[0].startswith("reward_funcs: there is no 'gone.py'")
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        reward_from_name(name)
+    look(*ENOUGH[:-1], "rew.py:good", "owner/reward")
 
 
 @pytest.mark.parametrize(
