@@ -37,7 +37,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
     values = {
         "model_name_or_path": str(tiny_model_folder),
         "dataset_name": str(folder),
-        "reward_funcs": [f"{folder / 'mine.py'}:good"],
+        "reward_funcs": f"{folder / 'mine.py'}:good",  # one value is a list of one
         "output_dir": str(folder / "out"),
         "rollout_batch_size": 4,
         "num_mini_batches": 2,
@@ -48,7 +48,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
         "report_to": "none",
         "use_cpu": True,
     }
-    (folder / "ppo.yaml").write_text(yaml.safe_dump(values))
+    (folder / "ppo.yaml").write_text(yaml.safe_dump(values).replace("'no'", "no"))  # as people write it
     return folder / "ppo.yaml"
 
 
