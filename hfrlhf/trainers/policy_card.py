@@ -14,6 +14,7 @@ from ..models.quantization import quantization_arguments
 from ..reporting.curves import CURVES
 from ..reporting.samples import as_text
 from .algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
+from .run_length import without_the_other_length
 
 REMARKS = """\
 A language model trained by reinforcement learning: {algorithm} was to raise the score of its responses, less β times
@@ -38,8 +39,7 @@ def _settings(args: Any) -> dict[str, Any]:
     unread = {name for name, option in OPTION_FIELDS.items() if option not in options_read(row)}
     if row.critic is None:
         unread |= set(CRITIC_FIELDS)
-    unread.add("num_train_epochs" if args.max_steps > 0 else "max_steps")  # which of the two the run did not go by
-    said = {name: getattr(args, name, None) for name in _SHOWN if name not in unread}
+    said = {name: getattr(args, name, None) for name in without_the_other_length(_SHOWN, args) if name not in unread}
     return {name: value for name, value in said.items() if value is not None}
 
 

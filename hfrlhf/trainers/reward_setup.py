@@ -18,6 +18,7 @@ from ..models.reward_building import ENDS_WITH_EOS
 from ..models.reward_model import load_reward_model
 from ..models.vocabulary import check_vocabulary
 from .reward_config import RewardConfig
+from .run_length import without_the_other_length
 
 UNLIMITED = 2**31
 
@@ -69,8 +70,8 @@ Differences between scores of the same prompt are log-odds of being preferred.
 """
 
 _SHOWN = (
-    *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
-    *("max_length", "center_rewards_coefficient", "label_smoothing", "normalize_scores"),
+    *("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("seed", "max_length", "center_rewards_coefficient", "label_smoothing", "normalize_scores"),
 )
 
 
@@ -79,7 +80,7 @@ def reward_card(trainer: Any) -> CardFacts:
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry] or [{}]
     metrics = {k: v for k, v in evaluations[-1].items() if k.startswith("eval_") and "per_second" not in k}
-    settings = {name: getattr(args, name) for name in _SHOWN}
+    settings = {name: getattr(args, name) for name in without_the_other_length(_SHOWN, args)}
     left_out = {f"pairs left out of {name} as too long": count for name, count in trainer.dropped.items()}
     facts: dict[str, Any] = {
         "model_name": args.hub_model_id or args.output_dir,

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
+from hfrlhf import RewardConfig, RewardTrainer
 from tests.trainers.helpers import prompts, reward, trainer
 
 
@@ -41,6 +42,17 @@ def test_it_has_the_rewards_the_same_prompts_twice_and_one_length_of_the_run(tin
     epochs = trainer(str(tiny_model_folder), tmp_path / "b", max_steps=-1, num_train_epochs=1)
     epochs.save_model()
     assert "num_train_epochs" in card(tmp_path / "b") and "max_steps" not in card(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("length", "row"),
+    [({"max_steps": 3}, "| max_steps | 3 |"), ({"num_train_epochs": 2}, "| num_train_epochs | 2 |")],
+)
+def test_a_reward_models_card_has_one_length_too(length, row, tiny_model_folder, tmp_path):
+    pairs = Dataset.from_list([{"chosen": "a good film", "rejected": "a bad film"}] * 4)
+    args = RewardConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, **length)
+    RewardTrainer(str(tiny_model_folder), args, pairs).save_model()
+    assert [line for line in card(tmp_path).splitlines() if re.search("max_steps|num_train_epochs", line)] == [row]
 
 
 def test_a_reward_model_scores_the_same_prompts_twice(tiny_model_folder, tmp_path):
