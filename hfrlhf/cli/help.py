@@ -16,9 +16,9 @@ WIDTH, INDENT = 100, 34
 # Defaults that depend on other settings, in words; the rest is said by the help text's own "Default: …".
 IN_WORDS = {
     "max_steps": "as many as num_train_epochs gives",
-    "num_train_epochs": "3, unless max_steps is given",
     "rollout_batch_size": "8 per process: per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches",
 }
+UNLESS = {"num_train_epochs": "max_steps"}  # a default, each class's own, that another option sets aside
 # Texts of other libraries that do not say what holds here.
 OURS = {
     "resume_from_checkpoint": "`True` for the newest checkpoint in output_dir, or the folder of one. The run goes on "
@@ -88,6 +88,8 @@ def real_default(option: Option, options: Mapping[str, Option], algorithm: str |
         return IN_WORDS[option.name]
     if option.default is NOT_READ:
         return ""
+    if option.name in UNLESS:
+        return f"{option.default:g}, unless {UNLESS[option.name]} is given"
     if option.default is None or option.default == []:
         return _of_row(option.name, algorithm or _text(options.get("algorithm"))) or _said(_help(option))
     return str(option.default)

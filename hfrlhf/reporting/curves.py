@@ -20,12 +20,14 @@ COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096")
 def plot_curves(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> None:
     """One panel per watched metric against the episodes seen: training as a line, evaluations as points.
 
-    The panel of the score has a line for each reward as well, where there are several.
+    The panel of the score has a line for each reward as well, where there are several. Nothing logged, no file.
 
     Args:
         history: the Trainer's `state.log_history`. path: PNG to write. title: above the panels.
     """
     rows = [row for row in history if "objective/score" in row]
+    if not rows:
+        return
     watched = {name: words for name, words in WATCHED.items() if any(name in row for row in rows)}
     figure, axes = _panels(2, 3, (11, 5.5), title)
     for axis in axes[len(watched) :]:
@@ -37,12 +39,14 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: Path, title: str =
 
 
 def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> None:
-    """Loss, accuracy and margin of a reward model against optimiser steps, evaluations as points.
+    """Loss, accuracy and margin of a reward model against optimiser steps, evaluations as points; nothing, no file.
 
     Args:
         history: the Trainer's `state.log_history`. path: PNG to write. title: above the panels.
     """
     names = {"loss": "nats per pair", "accuracy": "share of pairs in the right order", "margin": "chosen − rejected"}
+    if not any(name in row or EVALUATED + name in row for row in history for name in names):
+        return
     figure, axes = _panels(1, 3, (11, 3.2), title)
     for axis, (name, unit) in zip(axes, names.items(), strict=True):
         training = [(row["step"], row[name]) for row in history if name in row]

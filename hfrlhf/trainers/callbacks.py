@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
 from ..reporting.curves import CURVES, plot_curves
 from ..reporting.progress import LinePerLog, NumbersOnBar, show_on_bar
@@ -17,6 +17,7 @@ __all__ = [
     "CompletionsCallback",
     "CurvesCallback",
     "CycleEnd",
+    "LastStepLog",
     "LinePerLog",
     "NumbersOnBar",
     "plot_curves",
@@ -39,6 +40,16 @@ class CycleEnd(TrainerCallback):
         """The step counter has moved on: at 0 in the next cycle, the last one is over."""
         if self.trainer.step_in_cycle == 0:
             self.trainer.after_cycle()
+
+
+class LastStepLog(TrainerCallback):
+    """Has the last step logged where none has been: a run shorter than `logging_steps` shows its numbers, too."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a log at the end, unless logs are switched off or come with the epochs."""
+        by_steps = args.logging_strategy == IntervalStrategy.STEPS
+        if by_steps and state.global_step >= state.max_steps and not any("loss" in row for row in state.log_history):
+            control.should_log = True
 
 
 class CompletionsCallback(TrainerCallback):

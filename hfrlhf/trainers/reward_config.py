@@ -45,6 +45,9 @@ class RewardConfig(TrainingArguments):
         "group_by_length",
         "'group_by_length' puts pairs of similar length into one batch (less padding, faster); 'random' does not.",
     )
+    logging_steps: float = _described(
+        10, "Optimiser steps between logs; a shorter run logs at its end. Below 1: a share of the run's steps."
+    )
     logging_nan_inf_filter: bool = _described(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
 
     max_length: int | None = _described(

@@ -29,6 +29,7 @@ from ..models.reward_model import fold_normalization, reward_shift_of, save_adap
 from ..models.sharding import check_sharding
 from ..models.sizes import embeddings_of
 from ..reporting.progress import lines_above_bar
+from .callbacks import LastStepLog
 from .checkpoints import write_training_args
 from .health import GuardedUpdates
 from .interruption import Interruption
@@ -114,7 +115,7 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.interruption, self.files = Interruption(self), files_of_pairs(self)
-        for callback in (self.interruption, self.files):
+        for callback in (self.interruption, self.files, LastStepLog()):
             self.add_callback(callback)
         check_strategy(self.accelerator, args)
         check_sharding(self.accelerator)

@@ -15,6 +15,7 @@ from hfrlhf import ALGORITHMS, PolicyGradientConfig, PPOConfig, RewardConfig, TR
 from hfrlhf.cli.algorithms import rows, settings_of
 from hfrlhf.cli.computed import text_of
 from hfrlhf.cli.data_arguments import POLICY_PAGE, PolicyArguments
+from hfrlhf.cli.help import real_default
 from hfrlhf.cli.options import NOT_READ, options_of
 from hfrlhf.trainers.family import family_of
 
@@ -89,3 +90,24 @@ def test_the_page_lists_what_there_is():
     for names in POLICY_PAGE.values():
         for name in names.split():
             assert any(part in read for part in name.split("|")), name
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (
+            "hfrlhf.trainers.configs:PPOConfig",
+            {"logging_steps": "one per rollout", "num_train_epochs": "3, unless max_steps is given"},
+        ),
+        (
+            "hfrlhf.trainers.reward_config:RewardConfig",
+            {"logging_steps": "10", "num_train_epochs": "1, unless max_steps is given"},
+        ),
+        ("trl:SFTConfig", {"num_train_epochs": "3, unless max_steps is given"}),
+    ],
+)
+def test_a_default_on_the_page_is_the_one_of_its_own_class(place, said):
+    read = options_of([place])
+    said = said | {"max_steps": "as many as num_train_epochs gives"}
+    assert {name: real_default(read[name], read, None) for name in said} == said
+    assert "rollout" not in real_default(read["logging_steps"], read, None) or "PPO" in place

@@ -143,6 +143,41 @@ def test_a_reward_model_leaves_its_log_too(tiny_model_folder, tmp_path):
     assert files(tmp_path) == {"curves.png", "trainer_state.json", *results}
 
 
+def reward_run(model, folder, steps, **changes):
+    rows = Dataset.from_list([{"chosen": "a good film", "rejected": "a bad film"}] * 4)
+    options = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_steps": steps}
+    return RewardTrainer(str(model), RewardConfig(str(folder / "run"), **options | changes), rows)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes", "logged"),
+    [
+        (3, {}, [3]),
+        (12, {}, [10]),
+        (3, {"logging_steps": 2}, [2]),
+        (2, {"logging_steps": 500}, [2]),
+        (2, {"logging_strategy": "no"}, []),
+    ],
+)
+def test_a_reward_model_shows_its_numbers_however_short_its_training(
+    steps, changes, logged, tiny_model_folder, tmp_path
+):
+    built = reward_run(tiny_model_folder, tmp_path, steps, **changes)
+    built.train()
+    assert [row["step"] for row in built.state.log_history if "accuracy" in row] == logged
+    assert ("curves.png" in files(tmp_path)) is (logged != [])
+
+
+def test_where_nothing_was_logged_there_is_no_picture(tiny_model_folder, tmp_path):
+    def broken(completions, **_):
+        raise MemoryError("no room left")
+
+    built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=broken, save_curves=True)
+    with pytest.raises(RuntimeError, match="no room left"):
+        built.train()
+    assert files(tmp_path) == {"trainer_state.json"}
+
+
 def test_speed_and_episodes_do_not_depend_on_how_often_is_logged(tiny_model_folder, tmp_path):
     built = {}
     for every in (1, 4, 8):
