@@ -32,6 +32,7 @@ from hfrlhf.reporting.screen import say
 from hfrlhf.rewards.sources import reward_from_name
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
+from hfrlhf.trainers.run_files import say_where_the_model_is
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from accelerate import PartialState
@@ -70,6 +71,7 @@ def train(script: PolicyArguments, args: PolicyGradientConfig, model: ModelConfi
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     trainer.save_model()
+    say_where_the_model_is(trainer)
     if args.push_to_hub:
         trainer.push_to_hub()
 

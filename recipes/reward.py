@@ -31,6 +31,7 @@ from hfrlhf.data.loading import load_splits, split_of
 from hfrlhf.models.loading import load_tokenizer
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
+from hfrlhf.trainers.run_files import say_where_the_model_is
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     trainer.save_model()
+    say_where_the_model_is(trainer)
     if args.push_to_hub:
         trainer.push_to_hub()
 

@@ -30,6 +30,7 @@ from hfrlhf.models.quiet import quietly
 from hfrlhf.reporting.progress import show_on_bar
 from hfrlhf.trainers.checkpoints import check_output_dir
 from hfrlhf.trainers.command_line import parse_command_line
+from hfrlhf.trainers.run_files import say_where_the_model_is
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 
@@ -63,6 +64,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         save_quantization(trainer.accelerator.unwrap_model(trainer.model), args.output_dir)
         trainer.create_model_card(dataset_name=dataset)
+    say_where_the_model_is(trainer)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)
 

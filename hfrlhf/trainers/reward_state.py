@@ -22,8 +22,10 @@ from ..models.adapters import POLICY_ADAPTER
 from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
+from ..reporting.screen import say
 from .checkpoints import adapter_settings, check_output_dir, saved_state
 from .launch_checks import fingerprint
+from .reward_report import reward_report
 from .run_lock import alone
 from .safe_checkpoints import SafeCheckpoints
 from .whole_run_loss import WholeRunLoss
@@ -55,6 +57,9 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
             check_output_dir(str(self.args.output_dir), self.trainings > 0)
         if checkpoint and saved_state(checkpoint)["global_step"] >= self.planned_steps():
             return self.finished(checkpoint)
+        report = reward_report(self)
+        if self.is_world_process_zero():
+            say(report)
         self.trainings += 1
         self._seen.clear()
         return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]

@@ -22,6 +22,7 @@ from ..models.libraries import name_or_path
 from ..reporting.curves import CURVES, plot_losses
 from ..reporting.progress import show_on_bar
 from ..reporting.samples import COMPLETIONS, append_samples, forget_samples_after, print_samples
+from ..reporting.screen import say
 from ..reporting.watched import OF_PAIRS
 from .comparison import Comparison
 
@@ -101,6 +102,12 @@ class RunFiles(TrainerCallback):
         if self._wants("save_logs") and self.trainer.interruption.stopped_at is None:
             self.trainer.save_metrics("train", output.metrics)
         return output
+
+
+def say_where_the_model_is(trainer: Any) -> None:
+    """The last line of a recipe: which folder the saved model is in."""
+    if trainer.is_world_process_zero():
+        say(f"the model is in {trainer.args.output_dir}")
 
 
 def put_aside(folder: Path) -> None:

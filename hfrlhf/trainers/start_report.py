@@ -89,7 +89,7 @@ def warn_of_warm_up(trainer: Any) -> None:
 
 def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
     """Each role of PPO, what plays it, and how much of it is trained."""
-    policy, base = actor_critic.policy, _size(actor_critic.policy)
+    policy, base = actor_critic.policy, parameters_of(actor_critic.policy)
     trained = sum(p.numel() for p in actor_critic.policy_parameters())
     critic = sum(p.numel() for _, p in actor_critic.named_value_parameters() if p.requires_grad)
     return {
@@ -100,11 +100,11 @@ def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
     }
 
 
-def _size(policy: Any) -> int:
+def parameters_of(model: Any) -> int:
     """Parameters of a model; PEFT knows how many a packed 4-bit matrix stands for."""
-    if hasattr(policy, "get_nb_trainable_parameters"):
-        return int(policy.get_nb_trainable_parameters()[1])
-    return sum(p.numel() for p in policy.parameters())
+    if hasattr(model, "get_nb_trainable_parameters"):
+        return int(model.get_nb_trainable_parameters()[1])
+    return sum(p.numel() for p in model.parameters())
 
 
 def _critic(trainer: Any, actor_critic: Any) -> str:

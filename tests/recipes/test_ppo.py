@@ -70,6 +70,7 @@ def test_it_leaves_a_model_its_curves_samples_metrics_and_card(trained):
     assert {"step", "prompt", "completion", "score"} == set(rows[0])
     assert "8 optimiser steps" in printed and "4 epochs × 2 mini-batches of 2" in printed
     assert "first rollout" in printed and "last rollout" in printed
+    assert printed.splitlines()[-1] == f"the model is in {folder}"
 
 
 def test_the_command_line_wins_over_the_file(trained):

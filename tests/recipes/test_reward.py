@@ -57,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"the model is in {folder / 'out'}"
     return folder / "out"
 
 

@@ -69,7 +69,8 @@ def test_one_process_speaks_and_writes(tiny_model_folder, tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    once = ["ppo_clip on 12 prompts", "first rollout: KL", "prompt          ┃ completion", "{'train_runtime'"]
+    once = ["reward model on 8 pairs (1 longer than 20 tokens left out)", "ppo_clip on 12 prompts"]
+    once += ["first rollout: KL", "prompt          ┃ completion", "{'train_runtime'"]
     assert {words: done.stdout.count(words) for words in once} == dict.fromkeys(once, 1)
     assert done.stdout.count("'accuracy'") == 4  # a line for each log of the reward trainer
     once = ["train: left out 1 of 13 prompts", "train: left out 1 of 9 pairs", "eval: left out 1 of 9 pairs"]

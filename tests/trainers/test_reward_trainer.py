@@ -518,6 +518,35 @@ def test_bad_input_is_refused_at_construction(tiny_model_folder, tokenizer, tmp_
             build(given.pop("model"), tmp_path, **given)
 
 
+@pytest.mark.parametrize(
+    ("changes", "plan"),
+    [
+        ({"num_train_epochs": 2}, "4 optimiser steps of 8 pairs = 2 epochs"),
+        ({"num_train_epochs": 0.5}, "1 optimiser step of 8 pairs = 0.5 epochs"),
+        ({"max_steps": 3}, "3 optimiser steps of 8 pairs = max_steps"),
+    ],
+)
+def test_it_says_what_it_is_about_to_do(tiny_model_folder, tmp_path, capsys, changes, plan) -> None:
+    rows = [*pairs(10).to_list(), {"prompt": "a", "chosen": " good" * 30, "rejected": " bad"}]
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 20} | changes
+    trainer = build(tiny_model_folder, tmp_path, data=Dataset.from_list(rows), **settings)
+    trainer.train()
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    first, model, planned, tokens, *_ = capsys.readouterr().out.splitlines()
+    assert first == "reward model on 10 pairs (1 longer than 20 tokens left out)"
+    assert model.split(", ", 1)[1] == f"{parameters:,} of {parameters:,} parameters trained"
+    assert planned.split(maxsplit=1)[1] == plan
+    assert tokens.split(maxsplit=1)[1] == "at most 20 per prompt and response; 1 process on cpu"
+    assert trainer.state.global_step == int(plan.split()[0])
+
+
+def test_it_says_how_much_of_a_model_with_an_adapter_is_trained(tiny_model_folder, tmp_path, capsys) -> None:
+    trainer = build(tiny_model_folder, tmp_path, peft_config=LoraConfig(r=2), max_steps=1)
+    trainer.train()
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert f"{trained:,} of " in capsys.readouterr().out.splitlines()[1]
+
+
 def test_other_settings_classes_are_refused(tiny_model_folder, tmp_path) -> None:
     with pytest.raises(TypeError, match=r"must be hfrlhf's RewardConfig, got transformers.*TrainingArguments"):
         RewardTrainer(str(tiny_model_folder), TrainingArguments(output_dir=str(tmp_path)), pairs())
