@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_ctrl_c_in_the_demo_says_what_is_kept(tmp_path):
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "recipes/ppo.py")], cwd=tmp_path, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     shown = ""
     while "[3/5]" not in shown:

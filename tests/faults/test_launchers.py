@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def test_how_to_go_on_is_the_last_that_is_seen(launcher, whole_group, tiny_model
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     command = [*LAUNCHERS[launcher], str(tmp_path / "train.py"), str(tiny_model_folder), str(tmp_path)]
     terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    running = subprocess.Popen(command, env=environment, start_new_session=True, **terminal)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background would ignore it
+    running = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=listen, **terminal)
     os.close(theirs)
     shown_until_the_end(ours, until="step 2 of")
     (os.killpg if whole_group else os.kill)(running.pid, signal.SIGINT)
