@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.launching import run_together, torchrun
+
 WEIGHTS = (
     "model.safetensors",
     "adapter_model.safetensors",
@@ -21,25 +20,18 @@ WEIGHTS = (
 )
 
 
-def launch(*command: str, timeout: int = 290, **environment: str) -> str:
-    """Run a command of python's to its end; its output. `ACCELERATE_USE_CPU` would quietly mean no DeepSpeed."""
-    kept = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
-    done = subprocess.run([sys.executable, *command], env=kept | own, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-9000:]
-    return done.stdout + done.stderr
-
-
-def torchrun(processes: int) -> list[str]:
-    """The arguments that start a script on several processes, or plainly on one."""
-    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"] if processes > 1 else []
+def launch(*commands: Sequence[str], **variables: str) -> list[str]:
+    """Run commands of python's that belong together to their end; what each said."""
+    # `ACCELERATE_USE_CPU` would quietly mean no DeepSpeed.
+    done = run_together(*commands, without=["ACCELERATE_USE_CPU"], timeout=290, **variables)
+    return [one.stdout + one.stderr for one in done]
 
 
 def run_cases(folder: Path, processes: int, cases: list[dict[str, Any]]) -> None:
     """Train every case (see worker.py), in a folder of its own."""
     file = folder / f"cases-{processes}.json"
     file.write_text(json.dumps(cases))
-    launch(*torchrun(processes), str(Path(__file__).with_name("worker.py")), str(file), str(folder))
+    launch([*torchrun(processes), str(Path(__file__).with_name("worker.py")), str(file), str(folder)])
 
 
 def result(folder: Path, rank: int = 0) -> dict[str, Any]:

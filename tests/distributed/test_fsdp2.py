@@ -10,7 +10,8 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.launching import assert_same_weights, launch, result, torchrun
+from tests.distributed.launching import assert_same_weights, launch, result
+from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -23,7 +24,7 @@ def runs(base: Path, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Every kind of policy, in one launch."""
     folder = tmp_path_factory.mktemp("fsdp2")
     models = [f"{kind}={tied if kind == 'tied' else base}" for kind in KINDS]
-    launch(*torchrun(2), str(Path(__file__).with_name("fsdp2_worker.py")), str(folder), *models)
+    launch([*torchrun(2), str(Path(__file__).with_name("fsdp2_worker.py")), str(folder), *models])
     return folder
 
 

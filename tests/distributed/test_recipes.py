@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.distributed.launching import ROOT, launch
+from tests.distributed.launching import launch
+from tests.launching import ROOT, free_port
 from tests.trainers.helpers import PROMPTS
 
 pytestmark = pytest.mark.distributed
@@ -32,12 +31,6 @@ def on_cpu(name: str, folder: Path) -> str:
     file = folder / f"{name}.yaml"
     file.write_text(text.replace("use_cpu: false", "use_cpu: true"))
     return str(file)
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def settings(folder: Path, name: str, **values: Any) -> str:
@@ -69,7 +62,8 @@ def test_reward_on_zero2_then_ppo_on_zero3_on_two_nodes(base: Path, tmp_path: Pa
         learning_rate=0.1,
     )
     recipe = [str(ROOT / "recipes" / "reward.py"), "--config", pairs]
-    said = launch(*LAUNCH, "--config_file", on_cpu("zero2", tmp_path), "--main_process_port", free_port(), *recipe)
+    command = [*LAUNCH, "--config_file", on_cpu("zero2", tmp_path), "--main_process_port", free_port(), *recipe]
+    (said,) = launch(command)
     assert "ZeRO" in said  # DeepSpeed's own warning of an optimiser that it has not tested: it is at work
     scorer: Any = AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1)
     assert scorer.score.weight.abs().sum() > 0
@@ -92,8 +86,7 @@ def test_reward_on_zero2_then_ppo_on_zero3_on_two_nodes(base: Path, tmp_path: Pa
     nodes = ["--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
     command = [*LAUNCH, "--config_file", on_cpu("zero3", tmp_path), *nodes, "--main_process_port", free_port()]
     recipe = [str(ROOT / "recipes" / "ppo.py"), "--config", prompts]
-    with ThreadPoolExecutor(2) as pool:
-        outputs = list(pool.map(lambda rank: launch(*command, "--machine_rank", str(rank), *recipe), range(2)))
+    outputs = launch(*([*command, "--machine_rank", str(rank), *recipe] for rank in range(2)))
     assert "2 processes" in outputs[0] and "2 processes" not in outputs[1]  # one report, by the first process
     assert not any("_tensor` is deprecated" in output for output in outputs)  # torch's words to DeepSpeed
     file = load_file(policy / "model.safetensors")
@@ -119,7 +112,7 @@ def test_ddp_runs_from_its_file_also_on_cpus(base: Path, tmp_path: Path) -> None
         num_ppo_epochs=2,
     )
     file = ["--config_file", str(FILES / "ddp.yaml"), "--main_process_port", free_port()]
-    said = launch(*LAUNCH, *file, str(ROOT / "recipes" / "ppo.py"), "--config", prompts)
+    (said,) = launch([*LAUNCH, *file, str(ROOT / "recipes" / "ppo.py"), "--config", prompts])
     assert said.count("2 processes on cpu") == 1
     AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
 

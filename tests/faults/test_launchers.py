@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from hfrlhf.trainers.safe_folder import damage
+from tests.launching import environment, torchrun
 
 pytestmark = pytest.mark.faults
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -33,7 +32,7 @@ trainer(sys.argv[1], Path(sys.argv[2]), reward_funcs=slowly, **settings).train()
 LAUNCHERS = {
     "python": [sys.executable],
     "accelerate launch": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
+    "torchrun": [sys.executable, *torchrun(2)],
 }
 
 
@@ -58,11 +57,11 @@ def shown_until_the_end(screen: int, until: str = "") -> str:
 def test_how_to_go_on_is_the_last_that_is_seen(launcher, whole_group, tiny_model_folder, tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    given = environment(ACCELERATE_USE_CPU="true")
     command = [*LAUNCHERS[launcher], str(tmp_path / "train.py"), str(tiny_model_folder), str(tmp_path)]
     terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background would ignore it
-    running = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=listen, **terminal)
+    running = subprocess.Popen(command, env=given, start_new_session=True, preexec_fn=listen, **terminal)
     os.close(theirs)
     shown_until_the_end(ours, until="step 2 of")
     (os.killpg if whole_group else os.kill)(running.pid, signal.SIGINT)

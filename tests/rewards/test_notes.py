@@ -11,7 +11,7 @@ import torch
 
 from hfrlhf.rewards.notes import RewardNotes
 from hfrlhf.trainers.callbacks import CompletionsCallback
-from tests.distributed.launching import launch, torchrun
+from tests.launching import run, torchrun
 from tests.trainers.helpers import prompts, trainer, training_logs, whole_log
 
 ONE_STEP = {"num_ppo_epochs": 1, "num_mini_batches": 1}
@@ -151,4 +151,4 @@ if built.is_world_process_zero():
 def test_numbers_are_means_over_what_all_processes_noted(tiny_model_folder, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    assert "notes of two processes" in launch(*torchrun(2), str(script), str(tiny_model_folder), str(tmp_path))
+    assert "notes of two processes" in run(*torchrun(2), str(script), str(tiny_model_folder), str(tmp_path)).stdout

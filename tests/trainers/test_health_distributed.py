@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests import launching
+from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -98,18 +97,7 @@ def said(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """What the two processes said of each attempt, and where they wrote."""
     folder = tmp_path_factory.mktemp("health")
     (folder / "script.py").write_text(SCRIPT)
-    began = time.monotonic()
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-            *(str(folder / "script.py"), str(folder), str(tiny_model_folder)),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, (time.monotonic() - began, done.stderr[-3000:])
+    launching.run(*torchrun(2), str(folder / "script.py"), str(folder), str(tiny_model_folder))
     first, second = (json.loads((folder / f"said-{rank}.json").read_text()) for rank in (0, 1))
     return first, second, folder
 

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from hfrlhf import PPOTrainer
 from hfrlhf.trainers.interruption import EXIT_CODE
 from tests.faults.runs import reward as reward_run
+from tests.launching import environment, torchrun
 from tests.trainers.helpers import config, prompts, reward, trainer
 from tests.trainers.test_resume import assert_same, run
 
@@ -50,10 +51,9 @@ def start(model: Path, folder: Path, seconds: float, *more: str, processes: int 
     """A training run of forty steps, two for each rollout, in a process of its own."""
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     return subprocess.Popen(
-        [sys.executable, *torchrun, str(folder / "train.py"), str(model), str(folder), str(seconds), *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        [sys.executable, *torchrun(processes), str(folder / "train.py"), str(model), str(folder), str(seconds), *more],
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

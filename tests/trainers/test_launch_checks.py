@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from hfrlhf.trainers.launch_checks import check_data_parallel, fingerprint
+from tests.launching import OWN, ROOT, free_port
 
-ROOT = str(Path(__file__).resolve().parents[2])
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE")
 
 # Each process writes down what each attempt raised.
@@ -64,7 +64,7 @@ def launch(folder: Path, launcher: list[str], model: Path, *words: str, **variab
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHED and not k.startswith("ACCELERATE_")}
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(folder / "script.py"), str(folder), str(model), *words],
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT} | variables,
+        env=environment | OWN | variables,
         capture_output=True,
         text=True,
         timeout=120,
@@ -78,11 +78,15 @@ def config_file(folder: Path, **settings: object) -> list[str]:
     """A configuration of accelerate for two processes on the CPU, as the launcher's arguments."""
     base = {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no", "num_machines": 1, "num_processes": 2}
     (folder / "accelerate.json").write_text(json.dumps(base | {"use_cpu": True} | settings))
-    return ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.json")]
+    return ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.json"), *meet()]
+
+
+def meet() -> list[str]:
+    return ["--main_process_port", free_port()]
 
 
 def accelerate_cpu(folder: Path) -> list[str]:
-    return ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    return ["accelerate.commands.launch", "--cpu", "--num_processes", "2", *meet()]
 
 
 def accelerate_multi_cpu(folder: Path) -> list[str]:
@@ -90,7 +94,7 @@ def accelerate_multi_cpu(folder: Path) -> list[str]:
 
 
 def torchrun(folder: Path) -> list[str]:
-    return ["torch.distributed.run", "--nproc_per_node", "2"]
+    return ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
 def accelerate_fsdp(folder: Path) -> list[str]:
@@ -146,7 +150,7 @@ def child(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHED and not k.startswith("ACCELERATE_")}
     return subprocess.run(
         [sys.executable, "-c", code],
-        env=environment | {"PYTHONPATH": ROOT} | variables,
+        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
         capture_output=True,
         text=True,
         timeout=60,

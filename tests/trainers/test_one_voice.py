@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import launching
+from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -58,17 +58,9 @@ with open(sys.argv[3] + rank, "w") as file:
 def test_one_process_speaks_and_writes(tiny_model_folder, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     folder = tmp_path / "outputs"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "script.py")),
-            *(str(tiny_model_folder), str(folder), str(tmp_path / "written-")),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    given = [str(tiny_model_folder), str(folder), str(tmp_path / "written-")]
+    # How often a bar is drawn is a matter of time, unless no time is enough: then at its beginning and at its end.
+    done = launching.run(*torchrun(2), str(tmp_path / "script.py"), *given, TQDM_MININTERVAL="3600")
     once = ["reward model on 8 pairs (1 longer than 20 tokens left out)", "ppo_clip on 12 prompts"]
     once += [
         "first rollout: KL",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests import launching
+from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -63,16 +63,8 @@ def runs(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     place = tmp_path_factory.mktemp("reward")
     (place / "train.py").write_text(SCRIPT)
     for processes in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
         given = [str(place / "train.py"), str(tiny_model_folder), str(place / f"processes-{processes}")]
-        done = subprocess.run(
-            [sys.executable, *torchrun, *given, str(4 // processes), json.dumps(list(CASES))],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-            capture_output=True,
-            text=True,
-            timeout=290,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        launching.run(*torchrun(processes), *given, str(4 // processes), json.dumps(list(CASES)))
     return place
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests import launching
 from tests.conftest import word_tokenizer
+from tests.launching import torchrun
 
 pytestmark = pytest.mark.distributed
 
@@ -60,16 +59,7 @@ def run(tmp_path: Path, model: Path, processes: int, changes: dict) -> tuple[lis
     folder = tmp_path / f"processes-{processes}"
     folder.mkdir(parents=True)
     (tmp_path / "train.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(tmp_path / "train.py"), str(model), str(folder), json.dumps(changes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=290,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launching.run(*torchrun(processes), str(tmp_path / "train.py"), str(model), str(folder), json.dumps(changes))
     names = ["model.safetensors", "adapter_model.safetensors", "value_head.safetensors"]
     files = [folder / "run" / name for name in [*names, "value/adapter_model.safetensors"]]
     weights = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
