@@ -33,7 +33,7 @@ from hfrlhf.algorithms import algorithm_named, algorithm_table
 def main() -> None:
     """Find the algorithm, then do as recipes/ppo.py does, with its trainer."""
     if ALGORITHM == "help":
-        from hfrlhf.trainers.command_line import print_table
+        from hfrlhf.cli.command_line import print_table
 
         return print_table(algorithm_table())
     algorithm_named(ALGORITHM)  # or the nearest name, and all of them
@@ -42,7 +42,7 @@ def main() -> None:
 
         run_demo(algorithm=ALGORITHM)
         return None
-    from hfrlhf.trainers.command_line import parse_command_line
+    from hfrlhf.cli.command_line import parse_command_line
     from hfrlhf.trainers.family import family_of
     from trl import ModelConfig
 

@@ -21,18 +21,18 @@ from hfrlhf.cli.first_look import first_look
 from hfrlhf.cli.mistakes import told_in_a_line
 
 if __name__ == "__main__" and sys.argv[1:]:  # help and slips are answered before the imports below take their seconds
-    first_look(__doc__, POLICY_PAGE, [*POLICY_PLACES, "hfrlhf.trainers.configs:PPOConfig"], POLICY_NEEDS)
+    first_look(__doc__, POLICY_PAGE, [*POLICY_PLACES, "hfrlhf.settings.policy_gradient:PPOConfig"], POLICY_NEEDS)
 
 from hfrlhf import PolicyGradientConfig, PPOConfig, PPOTrainer, merge
+from hfrlhf.cli.command_line import parse_command_line
 from hfrlhf.data.loading import load_splits, split_of
-from hfrlhf.models.loading import load_policy, load_tokenizer
+from hfrlhf.models.anatomy.names import as_name, is_adapter
 from hfrlhf.models.merging import check_merge_target
-from hfrlhf.models.names import as_name, is_adapter
+from hfrlhf.models.policy.loading import load_policy, load_tokenizer
+from hfrlhf.reporting.run_files import say_where_the_model_is
 from hfrlhf.reporting.screen import say
 from hfrlhf.rewards.sources import reward_from_name
-from hfrlhf.trainers.checkpoints import check_output_dir
-from hfrlhf.trainers.command_line import parse_command_line
-from hfrlhf.trainers.run_files import say_where_the_model_is
+from hfrlhf.runs.checkpoints import check_output_dir
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from accelerate import PartialState

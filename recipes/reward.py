@@ -21,17 +21,17 @@ PAGE = {
     "adapters": "use_peft lora_r load_in_4bit",
     "logs, checkpoints, Hub": "logging_steps report_to save_strategy resume_from_checkpoint push_to_hub hub_model_id",
 }
-PLACES = ("hfrlhf.cli.data_arguments:DataArguments", "hfrlhf.trainers.reward_config:RewardConfig", "trl:ModelConfig")
+PLACES = ("hfrlhf.cli.data_arguments:DataArguments", "hfrlhf.settings.reward:RewardConfig", "trl:ModelConfig")
 
 if __name__ == "__main__":  # help and slips are answered before the imports below take their seconds
     first_look(__doc__, PAGE, PLACES, ("model_name_or_path", "dataset_name"))
 
 from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
+from hfrlhf.cli.command_line import parse_command_line
 from hfrlhf.data.loading import load_splits, split_of
-from hfrlhf.models.loading import load_tokenizer
-from hfrlhf.trainers.checkpoints import check_output_dir
-from hfrlhf.trainers.command_line import parse_command_line
-from hfrlhf.trainers.run_files import say_where_the_model_is
+from hfrlhf.models.policy.loading import load_tokenizer
+from hfrlhf.reporting.run_files import say_where_the_model_is
+from hfrlhf.runs.checkpoints import check_output_dir
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 

@@ -23,14 +23,14 @@ PLACES = ("hfrlhf.cli.data_arguments:DataArguments", "trl:SFTConfig", "trl:Model
 if __name__ == "__main__":  # help and slips are answered before the imports below take their seconds
     first_look(__doc__, PAGE, PLACES, ("model_name_or_path", "dataset_name"))
 
+from hfrlhf.cli.command_line import parse_command_line
 from hfrlhf.data.loading import load_splits, split_of
-from hfrlhf.hub.model_card import is_hub_name
 from hfrlhf.models.quantization import save_quantization
 from hfrlhf.models.quiet import quietly
+from hfrlhf.reporting.model_card import is_hub_name
 from hfrlhf.reporting.progress import show_on_bar
-from hfrlhf.trainers.checkpoints import check_output_dir
-from hfrlhf.trainers.command_line import parse_command_line
-from hfrlhf.trainers.run_files import say_where_the_model_is
+from hfrlhf.reporting.run_files import say_where_the_model_is
+from hfrlhf.runs.checkpoints import check_output_dir
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 

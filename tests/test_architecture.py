@@ -23,16 +23,20 @@ LEVELS = {
     "core": 0,
     "experience": 1,
     "algorithms": 1,
+    "reporting.plain_text": 1,  # what shows words on a screen is everybody's
+    "reporting.screen": 1,
+    "settings": 2,
     "data": 2,
     "models": 2,
     "rollout": 3,
     "rewards": 3,
-    "hub": 3,
-    "reporting": 3,
-    "trainers": 4,
-    "cli": 4,
-    "evaluation": 4,
-    "demo": 5,
+    "learning": 4,
+    "runs": 4,
+    "reporting": 4,
+    "trainers": 5,
+    "evaluation": 5,
+    "cli": 6,
+    "demo": 6,
 }
 
 # The only file that may import an optional package; None where a library of ours reaches it for us (`--report_to`).
@@ -50,11 +54,11 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}
 # Target lines of the larger files; a file may grow to 1.5 times its target, then it is split.
 TARGET_LINES = {
     "hfrlhf/__init__.py": 60,
-    "hfrlhf/models/actor_critic.py": 220,
+    "hfrlhf/models/policy/actor_critic.py": 220,
     "hfrlhf/rewards/sources.py": 200,
-    "hfrlhf/trainers/configs.py": 250,
-    "hfrlhf/trainers/reward_trainer.py": 200,
-    "hfrlhf/trainers/policy_gradient_trainer.py": 280,
+    "hfrlhf/settings/policy_gradient.py": 250,
+    "hfrlhf/trainers/reward.py": 200,
+    "hfrlhf/trainers/policy_gradient.py": 280,
     "hfrlhf/trainers/rollout_loop.py": 250,
 }
 DEFAULT_TARGET_LINES = 200
@@ -503,9 +507,9 @@ GOOD_TREE = {
 
 BAD_FILES = [
     (imports_point_downwards, "hfrlhf/core/bad.py", "from hfrlhf.trainers.loop import train", "level 0 imports"),
-    (imports_point_downwards, "hfrlhf/core/bad.py", "from ..trainers import loop", "hfrlhf.trainers.loop of level 4"),
-    (imports_point_downwards, "hfrlhf/core/bad.py", "def f():\n    import hfrlhf.demo.world", "level 5"),
-    (imports_point_downwards, "hfrlhf/hub/model_card.py", "from hfrlhf.trainers import loop", "level 3 imports"),
+    (imports_point_downwards, "hfrlhf/core/bad.py", "from ..trainers import loop", "hfrlhf.trainers.loop of level 5"),
+    (imports_point_downwards, "hfrlhf/core/bad.py", "def f():\n    import hfrlhf.demo.world", "level 6"),
+    (imports_point_downwards, "hfrlhf/reporting/model_card.py", "from hfrlhf.trainers import loop", "level 4 imports"),
     (imports_point_downwards, "hfrlhf/trainers/bad.py", "from hfrlhf import train", "the module that defines it"),
     (imports_point_downwards, "hfrlhf/attic/old.py", "x = 1", "has no level"),
     (imports_have_no_cycle, "hfrlhf/core/maths.py", "from hfrlhf.trainers import loop", "cycle: "),

@@ -10,9 +10,9 @@ from .options import syntax_tree
 
 # By the way the policy is updated; as in `hfrlhf.trainers.family`.
 CONFIGS = {
-    "gradient": "hfrlhf.trainers.configs:PolicyGradientConfig",
-    "natural": "hfrlhf.trainers.configs:TRPOConfig",
-    "trust_region": "hfrlhf.trainers.configs:TRPOConfig",
+    "gradient": "hfrlhf.settings.policy_gradient:PolicyGradientConfig",
+    "natural": "hfrlhf.settings.policy_gradient:TRPOConfig",
+    "trust_region": "hfrlhf.settings.policy_gradient:TRPOConfig",
 }
 
 

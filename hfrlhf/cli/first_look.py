@@ -1,7 +1,7 @@
 """What a recipe can answer in a moment, before torch and transformers are loaded: help, and mistakes in options.
 
 Names, types and files are checked here; what settings mean together is checked by the real parser
-(`hfrlhf.trainers.command_line`), which reads the same words afterwards.
+(`hfrlhf.cli.command_line`), which reads the same words afterwards.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from ..rewards.unnamed import without_function
-from ..trainers.old_names import POLICY_SETTINGS
-from ..trainers.unknown_names import hint
+from ..settings.old_names import POLICY_SETTINGS
+from ..settings.unknown_names import hint
 from .help import print_all, print_short
 from .mistakes import refuse
 from .options import Option, options_of

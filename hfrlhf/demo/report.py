@@ -17,10 +17,10 @@ from ..core.masking import masked_sum
 from ..data.written import texts_of
 from ..evaluation.win_rate import WinRate
 from ..experience import Rollout
-from ..hub.model_card import CardFacts, table_cell, write_model_card
-from ..hub.plain_text import printable
-from ..models.loading import load_policy, load_tokenizer
-from ..models.reference import Reference, frozen
+from ..models.policy.loading import load_policy, load_tokenizer
+from ..models.policy.reference import Reference, frozen
+from ..reporting.model_card import CardFacts, table_cell, write_model_card
+from ..reporting.plain_text import printable
 from ..reporting.screen import console, say
 from ..rewards.sources import Completions, reward_source
 from .gold import gold_score

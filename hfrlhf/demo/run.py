@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from ..data.written import texts_of
 from ..models.libraries import broadcast_object_list
 from ..reporting.screen import say
-from ..trainers.interruption import Interrupted, say_at_the_end
+from ..runs.interruption import Interrupted, say_at_the_end
 from . import report, stages, world
 from .algorithms import settings_for
 from .console import one_thread, quiet

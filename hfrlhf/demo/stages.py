@@ -17,13 +17,13 @@ from trl import SFTConfig, SFTTrainer
 
 from ..data.prompts import prepare_prompts, prompt_batch
 from ..experience import Rollout
-from ..models.loading import load_policy, load_tokenizer
+from ..models.policy.loading import load_policy, load_tokenizer
 from ..reporting.curves import plot_curves
 from ..reporting.progress import show_on_bar
 from ..rollout.generation import TransformersGenerator
-from ..trainers.configs import RewardConfig
+from ..settings.policy_gradient import RewardConfig
 from ..trainers.family import family_of
-from ..trainers.reward_trainer import RewardTrainer
+from ..trainers.reward import RewardTrainer
 from . import world
 
 Settings = Mapping[str, Any]  # a section of demo.yaml

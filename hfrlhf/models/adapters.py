@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
-from .dropout import disable_dropout
+from .anatomy.dropout import disable_dropout
 from .libraries import BaseTunerLayer
 from .quantization import check_prepared, prepare_quantized, refuse_untrainable
 from .quiet import quietly

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .anatomy.sizes import WRAPPERS
 from .libraries import BaseTunerLayer, dequantize_module_weight
-from .reward_head import backbone_of
-from .sizes import WRAPPERS
+from .reward.head import backbone_of
 
 PROBED_MATRICES, PROBED_ROWS = 8, 64
 # Rounding leaves 1e-6 (a processor and a GPU quantise a few weights apart); a merged adapter is 1e-3 and more away.

@@ -11,13 +11,13 @@ from peft import PeftConfig, PeftModel, load_peft_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .forward import forward_flags, return_records
+from .anatomy.forward import forward_flags, return_records
+from .anatomy.names import as_name, is_adapter, loading_options
+from .anatomy.sizes import embeddings_of
 from .libraries import keep_training_format
-from .names import as_name, is_adapter, loading_options
 from .quantization import is_quantized, saved_quantization
 from .quiet import quietly
 from .savable import repair_generation_config
-from .sizes import embeddings_of
 
 PROBE_TOKENS = 64
 

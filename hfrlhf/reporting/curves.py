@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub.plain_text import printable
-from .watched import WATCHED
+from .metrics import WATCHED
+from .plain_text import printable
 
 CURVES = "curves.png"
 REWARD, EVALUATED = "reward/", "eval_"

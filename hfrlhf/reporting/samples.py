@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..hub.plain_text import printable
+from .plain_text import printable
 from .screen import console
 
 COMPLETIONS = "completions.jsonl"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.adapters import REWARD_ADAPTER, adapter
-from ..models.reward_head import backbone_of
-from ..models.reward_model import evaluating, last_states
-from ..models.sizes import device_of
+from ..models.anatomy.sizes import device_of
+from ..models.reward.head import backbone_of
+from ..models.reward.scoring import evaluating, last_states
 from .completions import Completions
 from .reading import Reader, padded, scores_of
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.reward_model import last_token_scores
-from ..models.sizes import device_of
-from ..models.vocabulary import check_vocabulary
+from ..models.anatomy.sizes import device_of
+from ..models.anatomy.vocabulary import check_vocabulary
+from ..models.reward.scoring import last_token_scores
 from .completions import Completions
 from .reading import Reader, padded, scores_of
 

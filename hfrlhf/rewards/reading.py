@@ -23,9 +23,9 @@ from ..data.responses import Encoded, encode_parts
 from ..data.templates import template_options
 from ..data.written import content, written
 from ..experience import chunks_by_length
-from ..models.positions import positions_of
-from ..models.reward_model import ends_with_eos
-from ..models.sizes import embeddings_of
+from ..models.anatomy.positions import positions_of
+from ..models.anatomy.sizes import embeddings_of
+from ..models.reward.scoring import ends_with_eos
 from .completions import Completions
 
 logger = logging.get_logger(__name__)

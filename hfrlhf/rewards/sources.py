@@ -13,14 +13,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ..models.dropout import disable_dropout
+from ..models.anatomy.dropout import disable_dropout
+from ..models.anatomy.names import as_name, is_adapter
+from ..models.anatomy.positions import positions_of
+from ..models.anatomy.sizes import embeddings_of
 from ..models.libraries import name_or_path
-from ..models.loading import tokenizer_of
-from ..models.names import as_name, is_adapter
-from ..models.positions import positions_of
-from ..models.reward_adapter import OWN_BASE, add_reward_adapter
-from ..models.reward_model import load_reward_model
-from ..models.sizes import embeddings_of
+from ..models.policy.loading import tokenizer_of
+from ..models.reward.adapter import OWN_BASE, add_reward_adapter
+from ..models.reward.scoring import load_reward_model
 from .adapter_reward import AdapterReward
 from .completions import Completions, RewardSource
 from .from_file import function_from

@@ -15,9 +15,9 @@ from transformers import DynamicCache
 
 from ..core.masking import at_least_float32
 from ..experience import Prompts, left_aligned
-from ..models.forward import forward_flags
-from ..models.response_states import causal_lm, transformed_logits
-from ..models.reward_head import backbone_of
+from ..models.anatomy.forward import forward_flags
+from ..models.policy.response_states import causal_lm, transformed_logits
+from ..models.reward.head import backbone_of
 
 # Prompts at least this share as long as the longest of their group are prefilled together, fewer tokens always.
 SIMILAR_LENGTH, SMALL_GROUP = 3 / 4, 256

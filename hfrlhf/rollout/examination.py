@@ -21,11 +21,11 @@ from transformers import DynamicCache
 
 from ..core.masking import at_least_float32
 from ..experience import Prompts
-from ..models.forward import forward_flags
+from ..models.anatomy.forward import forward_flags
+from ..models.anatomy.precision import mismatch_bound
+from ..models.anatomy.sizes import device_of, embeddings_of
 from ..models.libraries import EMPTY_LAYER, Cache, DynamicLayer, DynamicSlidingWindowLayer, is_stateful
-from ..models.precision import mismatch_bound
-from ..models.response_states import causal_lm
-from ..models.sizes import device_of, embeddings_of
+from ..models.policy.response_states import causal_lm
 from .decoding import Decoding, rows_in_loop
 
 # Where a state is no `Cache` of transformers: the names under which its models give it back.

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
-from ..models.checks import check_positions
-from ..models.sizes import largest
+from ..models.anatomy.sizes import largest
+from ..models.policy.checks import check_positions
 from .decoding import Decoding, rows_in_loop
 from .examination import examined
 from .sampling import draw, warn_of_own_sampling

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import IntervalStrategy, TrainerCallback
 
 from ..reporting.curves import CURVES, plot_curves
+from ..reporting.metrics import WATCHED
 from ..reporting.progress import LinePerLog, NumbersOnBar, show_on_bar
 from ..reporting.samples import append_samples, forget_samples_after, print_samples
-from ..reporting.watched import WATCHED
 
 __all__ = [
     "WATCHED",

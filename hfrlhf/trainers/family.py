@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..algorithms import algorithm_named
-from .policy_gradient_trainer import PolicyGradientTrainer
-from .trpo_trainer import TRPOTrainer
+from .policy_gradient import PolicyGradientTrainer
+from .trpo import TRPOTrainer
 
 # By the way the policy is updated.
 FAMILY: dict[str, tuple[Any, Any]] = {

@@ -10,8 +10,8 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction
 
 from ..data.preferences import IDS, prepare_pairs
+from ..models.anatomy.vocabulary import check_ids
 from ..models.libraries import keep_columns
-from ..models.vocabulary import check_ids
 
 
 class RewardData:

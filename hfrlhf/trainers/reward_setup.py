@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from ..hub.model_card import CardFacts
 from ..models.adapters import check_peft_config, new_adapter
+from ..models.anatomy.positions import positions_of
+from ..models.anatomy.vocabulary import check_vocabulary
 from ..models.libraries import name_or_path
-from ..models.positions import positions_of
 from ..models.quantization import prepare_quantized, refuse_untrainable
-from ..models.reward_building import ENDS_WITH_EOS
-from ..models.reward_model import load_reward_model
-from ..models.vocabulary import check_vocabulary
-from .reward_config import RewardConfig
-from .run_length import without_the_other_length
+from ..models.reward.building import ENDS_WITH_EOS
+from ..models.reward.scoring import load_reward_model
+from ..reporting.model_card import CardFacts
+from ..settings.reward import RewardConfig
+from ..settings.run_length import without_the_other_length
 
 UNLIMITED = 2**31
 

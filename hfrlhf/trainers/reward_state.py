@@ -22,13 +22,13 @@ from ..models.adapters import POLICY_ADAPTER
 from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
+from ..reporting.reward_report import reward_report
 from ..reporting.screen import say
-from .checkpoints import adapter_settings, check_output_dir, saved_state
-from .launch_checks import fingerprint
-from .reward_report import reward_report
-from .run_lock import alone
-from .safe_checkpoints import SafeCheckpoints
-from .whole_run_loss import WholeRunLoss
+from ..runs.checkpoints import adapter_settings, check_output_dir, saved_state
+from ..runs.lock import alone
+from ..runs.safe_checkpoints import SafeCheckpoints
+from ..runs.whole_run_loss import WholeRunLoss
+from ..settings.launch import fingerprint
 
 logger = logging.get_logger(__name__)
 

@@ -28,20 +28,20 @@ from ..core.policy_losses import approx_kl
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
+from ..learning.optimizer import is_class
+from ..learning.reward_checks import EqualScores
 from ..models.libraries import gather_object, gradients_stay
 from ..models.sharding import backward, engine_step, strategy, whole_parameters
+from ..reporting.comparison import Comparison
 from ..reporting.curves import plot_curves
+from ..reporting.metrics import Metrics, check_first_ratio, evaluation_metric_names
+from ..reporting.run_files import RunFiles, curves_title
 from ..reporting.screen import say
+from ..reporting.start_report import first_rollout_report
+from ..runs.guard import UpdateGuard, mini_batch_for_inspection
+from ..runs.interruption import Interruption
 from .callbacks import CycleEnd
-from .comparison import Comparison
-from .health import UpdateGuard, mini_batch_for_inspection
-from .interruption import Interruption
-from .metrics import Metrics, check_first_ratio, evaluation_metric_names
-from .optimizer_duties import is_class
-from .reward_checks import EqualScores
-from .run_files import RunFiles, curves_title
 from .run_state import Cycle, RunState
-from .start_report import first_rollout_report
 
 logger = logging.get_logger(__name__)
 

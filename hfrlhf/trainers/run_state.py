@@ -15,20 +15,20 @@ from transformers import TrainerState
 from transformers.utils import logging
 
 from ..experience import Experience
-from ..hub.model_card import write_model_card
 from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.quiet import quietly
 from ..models.sharding import in_pieces, is_prepared, strategy
+from ..reporting.model_card import write_model_card
+from ..reporting.policy_card import policy_card
 from ..reporting.progress import lines_above_bar
 from ..reporting.screen import say
-from .checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
-from .launch_checks import fingerprint
-from .policy_card import policy_card
-from .run_lock import alone
-from .safe_checkpoints import SafeCheckpoints
-from .start_report import planned_steps, start_report, warn_of_warm_up
-from .whole_run_loss import WholeRunLoss
+from ..reporting.start_report import planned_steps, start_report, warn_of_warm_up
+from ..runs.checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
+from ..runs.lock import alone
+from ..runs.safe_checkpoints import SafeCheckpoints
+from ..runs.whole_run_loss import WholeRunLoss
+from ..settings.launch import fingerprint
 
 logger = logging.get_logger(__name__)
 

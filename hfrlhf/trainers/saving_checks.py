@@ -7,12 +7,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from ..hub.model_card import write_model_card
 from ..models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from ..models.savable import check_savable, repair_generation_config
-from .checkpoints import write_training_args
-from .health import together
-from .policy_card import policy_card
+from ..reporting.model_card import write_model_card
+from ..reporting.policy_card import policy_card
+from ..runs.checkpoints import write_training_args
+from ..runs.guard import together
 from .reward_setup import reward_card
 
 

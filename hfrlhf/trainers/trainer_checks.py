@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..algorithms import algorithm_named
-from .algorithm_checks import TRAINERS
-from .configs import PolicyGradientConfig
+from ..settings.algorithm_checks import TRAINERS
+from ..settings.policy_gradient import PolicyGradientConfig
 
 
 def check_settings_class(args: Any, wanted: type, accepted: type, owner: str) -> None:

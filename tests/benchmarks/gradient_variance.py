@@ -45,12 +45,12 @@ from hfrlhf.data.prompts import prepare_prompts, prompt_batch
 from hfrlhf.demo import run_demo, world
 from hfrlhf.demo.run import load_settings
 from hfrlhf.experience import Rollout, concatenate
-from hfrlhf.models.actor_critic import ActorCritic
-from hfrlhf.models.reference import Reference, frozen
-from hfrlhf.models.response_states import ResponseStates, vocabulary_logits
-from hfrlhf.models.reward_head import backbone_of
-from hfrlhf.models.reward_model import last_token_scores, load_reward_model
-from hfrlhf.models.score_gradients import score_gradient_sq_norms
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.reference import Reference, frozen
+from hfrlhf.models.policy.response_states import ResponseStates, vocabulary_logits
+from hfrlhf.models.policy.score_gradients import score_gradient_sq_norms
+from hfrlhf.models.reward.head import backbone_of
+from hfrlhf.models.reward.scoring import last_token_scores, load_reward_model
 from hfrlhf.rollout.generation import TransformersGenerator
 
 REPOSITORY = Path(__file__).resolve().parents[2]

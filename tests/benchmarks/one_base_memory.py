@@ -40,7 +40,7 @@ def build(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
     from hfrlhf.models.quantization import prepare_quantized
-    from hfrlhf.models.reward_model import load_reward_model, save_adapter_settings
+    from hfrlhf.models.reward.scoring import load_reward_model, save_adapter_settings
 
     words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
@@ -183,7 +183,7 @@ def child(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)
-    libraries = ["trl.experimental.ppo"] if options.child == "trl" else ["bitsandbytes", "hfrlhf.trainers.ppo_trainer"]
+    libraries = ["trl.experimental.ppo"] if options.child == "trl" else ["bitsandbytes", "hfrlhf.trainers.ppo"]
     for library in libraries:
         import_module(library)
     start = peak()

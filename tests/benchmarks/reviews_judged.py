@@ -21,8 +21,8 @@ from hfrlhf.core.kl import kl_penalty
 from hfrlhf.core.masking import masked_sum
 from hfrlhf.data.prompts import prepare_prompts, prompt_batch
 from hfrlhf.experience import Rollout
-from hfrlhf.models.loading import load_policy, load_tokenizer
-from hfrlhf.models.reference import Reference, frozen
+from hfrlhf.models.policy.loading import load_policy, load_tokenizer
+from hfrlhf.models.policy.reference import Reference, frozen
 from hfrlhf.rewards.completions import completions_of
 from hfrlhf.rewards.sources import ModelReward, reward_source
 from hfrlhf.rollout.generation import TransformersGenerator

@@ -16,7 +16,7 @@ from hfrlhf.cli.first_look import first_look, value_given
 from hfrlhf.rewards.sources import reward_from_name
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = [*POLICY_PLACES, "hfrlhf.trainers.configs:PPOConfig"]
+PLACES = [*POLICY_PLACES, "hfrlhf.settings.policy_gradient:PPOConfig"]
 ENOUGH = ["--model_name_or_path", "owner/model", "--dataset_name", "prompts", "--reward_funcs", "owner/reward"]
 
 
@@ -193,11 +193,11 @@ def test_a_file_of_rewards_needs_the_name_of_one(name, text, said, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "settings", ["configs:PPOConfig", "configs:PolicyGradientConfig", "reward_config:RewardConfig"]
+    "settings", ["policy_gradient:PPOConfig", "policy_gradient:PolicyGradientConfig", "reward:RewardConfig"]
 )
 def test_the_whole_help_leaves_nothing_open_and_says_nothing_twice(settings, capsys):
     with pytest.raises(SystemExit):
-        first_look("What it does.", {}, [*POLICY_PLACES, f"hfrlhf.trainers.{settings}"], (), ["--help-all"])
+        first_look("What it does.", {}, [*POLICY_PLACES, f"hfrlhf.settings.{settings}"], (), ["--help-all"])
     page = " ".join(capsys.readouterr().out.split())
     assert "…" not in page
     assert re.findall(r"Default: ([^()]+)\. \(default: \1\)", page) == []

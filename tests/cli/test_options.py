@@ -20,10 +20,10 @@ from hfrlhf.cli.options import NOT_READ, options_of
 from hfrlhf.trainers.family import family_of
 
 PLACES: dict[str, Any] = {
-    "hfrlhf.trainers.configs:PPOConfig": PPOConfig,
-    "hfrlhf.trainers.configs:TRPOConfig": TRPOConfig,
-    "hfrlhf.trainers.configs:PolicyGradientConfig": PolicyGradientConfig,
-    "hfrlhf.trainers.reward_config:RewardConfig": RewardConfig,
+    "hfrlhf.settings.policy_gradient:PPOConfig": PPOConfig,
+    "hfrlhf.settings.policy_gradient:TRPOConfig": TRPOConfig,
+    "hfrlhf.settings.policy_gradient:PolicyGradientConfig": PolicyGradientConfig,
+    "hfrlhf.settings.reward:RewardConfig": RewardConfig,
     "hfrlhf.cli.data_arguments:PolicyArguments": PolicyArguments,
     "trl:SFTConfig": SFTConfig,
     "trl:ModelConfig": ModelConfig,
@@ -85,7 +85,7 @@ def test_the_algorithms_are_those_of_the_table():
 
 def test_the_page_lists_what_there_is():
     read = options_of(
-        ["hfrlhf.trainers.configs:PPOConfig", "hfrlhf.cli.data_arguments:PolicyArguments", "trl:ModelConfig"]
+        ["hfrlhf.settings.policy_gradient:PPOConfig", "hfrlhf.cli.data_arguments:PolicyArguments", "trl:ModelConfig"]
     )
     for names in POLICY_PAGE.values():
         for name in names.split():
@@ -96,11 +96,11 @@ def test_the_page_lists_what_there_is():
     ("place", "said"),
     [
         (
-            "hfrlhf.trainers.configs:PPOConfig",
+            "hfrlhf.settings.policy_gradient:PPOConfig",
             {"logging_steps": "one per rollout", "num_train_epochs": "3, unless max_steps is given"},
         ),
         (
-            "hfrlhf.trainers.reward_config:RewardConfig",
+            "hfrlhf.settings.reward:RewardConfig",
             {"logging_steps": "10", "num_train_epochs": "1, unless max_steps is given"},
         ),
         ("trl:SFTConfig", {"num_train_epochs": "3, unless max_steps is given"}),

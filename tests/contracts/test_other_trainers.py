@@ -11,7 +11,7 @@ import transformers
 import trl
 
 from hfrlhf import PPOConfig, PPOTrainer, RewardConfig, RewardTrainer
-from hfrlhf.trainers.old_names import POLICY_ARGUMENTS, POLICY_SETTINGS, REWARD_ARGUMENTS, REWARD_SETTINGS
+from hfrlhf.settings.old_names import POLICY_ARGUMENTS, POLICY_SETTINGS, REWARD_ARGUMENTS, REWARD_SETTINGS
 
 
 def names_in(text: str) -> set[str]:

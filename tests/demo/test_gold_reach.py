@@ -81,7 +81,7 @@ def test_only_the_labelling_and_the_report_import_gold() -> None:
 def test_the_training_stages_cannot_reach_gold() -> None:
     reached = reachable_from("hfrlhf.demo.stages")
     # the walk sees what it should see …
-    assert {"hfrlhf.demo.world", "hfrlhf.trainers.policy_gradient_trainer", "hfrlhf.rewards.sources"} <= reached
+    assert {"hfrlhf.demo.world", "hfrlhf.trainers.policy_gradient", "hfrlhf.rewards.sources"} <= reached
     assert GOLD in reachable_from("hfrlhf.demo.run")
     # … and gold is not there
     assert not reached & {GOLD, "hfrlhf.demo.pairs", "hfrlhf.demo.report", "hfrlhf.demo.run"}

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer
 
 from hfrlhf.data.prompts import prepare_prompts, prompt_batch
 from hfrlhf.experience import Rollout
-from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
-from hfrlhf.models.loading import load_policy, load_value_model
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.loading import load_policy, load_value_model
 from hfrlhf.models.sharding import in_pieces, whole_parameters
 from hfrlhf.rollout.generation import TransformersGenerator
 from tests.trainers.helpers import prompts

@@ -130,7 +130,8 @@ def test_accelerate_reads_each_file_and_its_header_says_how_to_use_it(name: str)
 def test_fsdp_takes_the_blocks_that_a_policy_names(base: Path) -> None:
     """What TRANSFORMER_BASED_WRAP asks of a model; in a process of its own, since accelerate keeps a state."""
     script = (
-        "import sys; from hfrlhf.models.actor_critic import ActorCritic; from hfrlhf.models.loading import load_policy;"
+        "import sys; from hfrlhf.models.policy.actor_critic import ActorCritic;"
+        "from hfrlhf.models.policy.loading import load_policy;"
         "from accelerate.utils import FullyShardedDataParallelPlugin as P;"
         "from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy as wraps;"
         "model = ActorCritic(load_policy(sys.argv[1]));"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from hfrlhf.trainers.trust_region_problem import TrustRegionProblem
+from hfrlhf.learning.trust_region import TrustRegionProblem
 from tests.family.enumeration import random, relative_error
 from tests.family.estimators import BETA
 from tests.family.trainers import seen, trainer

@@ -11,8 +11,8 @@ import pytest
 from accelerate.utils import gather_object
 from peft import LoraConfig
 
-from hfrlhf.trainers.safe_checkpoints import CheckpointError
-from hfrlhf.trainers.safe_folder import damage
+from hfrlhf.runs.folder import damage
+from hfrlhf.runs.safe_checkpoints import CheckpointError
 from tests.faults.runs import assert_same, policy, state_of
 
 model, own = sys.argv[1], Path(sys.argv[2], f"disk-{os.environ['GROUP_RANK']}")

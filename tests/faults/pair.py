@@ -17,8 +17,8 @@ from accelerate.utils import gather_object
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from hfrlhf.trainers.safe_checkpoints import CheckpointError
-from hfrlhf.trainers.safe_folder import damage
+from hfrlhf.runs.folder import damage
+from hfrlhf.runs.safe_checkpoints import CheckpointError
 from tests.faults.runs import KINDS, assert_same, policy, reward, state_of
 from tests.faults.test_full_disk import Limit
 

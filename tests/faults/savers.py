@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from hfrlhf.trainers.checkpoints import checkpoints_in
-from hfrlhf.trainers.safe_folder import damage
+from hfrlhf.runs.checkpoints import checkpoints_in
+from hfrlhf.runs.folder import damage
 from tests.faults.runs import KINDS
 
 

@@ -13,9 +13,9 @@ import pytest
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
-from hfrlhf.trainers.checkpoints import checkpoints_in, rotate
-from hfrlhf.trainers.safe_checkpoints import CheckpointError
-from hfrlhf.trainers.safe_folder import MANIFEST, clear_aside, damage, publish, read_manifest
+from hfrlhf.runs.checkpoints import checkpoints_in, rotate
+from hfrlhf.runs.folder import MANIFEST, clear_aside, damage, publish, read_manifest
+from hfrlhf.runs.safe_checkpoints import CheckpointError
 from tests.faults.runs import KINDS, assert_same, state_of
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from hfrlhf.trainers.checkpoints import checkpoints_in
-from hfrlhf.trainers.safe_checkpoints import CheckpointError
-from hfrlhf.trainers.safe_folder import damage
+from hfrlhf.runs.checkpoints import checkpoints_in
+from hfrlhf.runs.folder import damage
+from hfrlhf.runs.safe_checkpoints import CheckpointError
 from tests.faults.runs import KINDS, assert_same, state_of
 
 SETTINGS = {"max_steps": 4, "save_total_limit": None}

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from hfrlhf.trainers.safe_folder import damage
+from hfrlhf.runs.folder import damage
 from tests.launching import environment, torchrun
 
 pytestmark = pytest.mark.faults

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from hfrlhf.models.precision import MISMATCH_BOUNDS
+from hfrlhf.models.anatomy.precision import MISMATCH_BOUNDS
 from tests.conftest import word_tokenizer
 from tests.trainers.helpers import load, parameters, trainer, training_logs
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hfrlhf.experience import Rollout
-from hfrlhf.models.actor_critic import ActorCritic, computes_here
+from hfrlhf.models.policy.actor_critic import ActorCritic, computes_here
 
 
 def ragged_rollout(vocabulary: int = 20) -> Rollout:

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import adapter, with_adapter
-from hfrlhf.models.loading import load_policy
-from hfrlhf.models.reference import make_reference
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.loading import load_policy
+from hfrlhf.models.policy.reference import make_reference
 from tests.models.test_actor_critic import ragged_rollout
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3, task_type="CAUSAL_LM")

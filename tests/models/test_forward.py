@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from hfrlhf import RewardConfig, RewardTrainer
-from hfrlhf.models.forward import UNWANTED_OUTPUTS, forward_flags
-from hfrlhf.models.loading import load_policy
-from hfrlhf.models.response_states import ResponseStates
-from hfrlhf.models.reward_head import backbone_of
-from hfrlhf.models.reward_model import last_token_scores, load_reward_model
+from hfrlhf.models.anatomy.forward import UNWANTED_OUTPUTS, forward_flags
+from hfrlhf.models.policy.loading import load_policy
+from hfrlhf.models.policy.response_states import ResponseStates
+from hfrlhf.models.reward.head import backbone_of
+from hfrlhf.models.reward.scoring import last_token_scores, load_reward_model
 from tests.conftest import word_tokenizer
 
 SIZES = {

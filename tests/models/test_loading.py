@@ -21,12 +21,12 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
-from hfrlhf.models.checks import check_positions, check_stop_token, check_trainable
-from hfrlhf.models.loading import load_policy, load_tokenizer, load_value_model
-from hfrlhf.models.reference import make_reference
-from hfrlhf.models.reward_model import last_token_scores, load_reward_model, save_adapter_settings
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.checks import check_positions, check_stop_token, check_trainable
+from hfrlhf.models.policy.loading import load_policy, load_tokenizer, load_value_model
+from hfrlhf.models.policy.reference import make_reference
+from hfrlhf.models.reward.scoring import last_token_scores, load_reward_model, save_adapter_settings
 from tests.models.test_actor_critic import ragged_rollout
 
 LORA = {"target_modules": "all-linear", "r": 2, "init_lora_weights": False}

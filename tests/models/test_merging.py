@@ -11,8 +11,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from hfrlhf import merge
-from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
+from hfrlhf.models.policy.actor_critic import ActorCritic
 from tests.conftest import word_tokenizer
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 
 from hfrlhf import PPOConfig, PPOTrainer, RewardConfig, RewardTrainer
-from hfrlhf.models.positions import positions_of
+from hfrlhf.models.anatomy.positions import positions_of
 from tests.conftest import word_tokenizer
 
 OPTIONS: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}

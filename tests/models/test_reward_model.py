@@ -29,8 +29,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hfrlhf.models.padding import with_padding_token
-from hfrlhf.models.reward_model import (
+from hfrlhf.models.anatomy.padding import with_padding_token
+from hfrlhf.models.reward.scoring import (
     backbone_of,
     fold_normalization,
     head_of,

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from hfrlhf.models.actor_critic import ActorCritic, checkpoints_activations
 from hfrlhf.models.adapters import adapter, add_value_adapter, roles_of, with_adapter
 from hfrlhf.models.libraries import keep_training_format
+from hfrlhf.models.policy.actor_critic import ActorCritic, checkpoints_activations
 from tests.models.test_actor_critic import ragged_rollout
 
 POLICY = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hfrlhf import load_reward_model, merge
-from hfrlhf.models.loading import load_policy, load_tokenizer, load_value_model
-from hfrlhf.models.reference import make_reference
+from hfrlhf.models.policy.loading import load_policy, load_tokenizer, load_value_model
+from hfrlhf.models.policy.reference import make_reference
 from hfrlhf.rewards.sources import reward_source
 from tests.trainers.helpers import trainer
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 
 from hfrlhf import PPOTrainer, RewardTrainer
 from hfrlhf.models.merging import merge
-from hfrlhf.models.reward_model import load_reward_model
+from hfrlhf.models.reward.scoring import load_reward_model
 from hfrlhf.models.savable import check_savable, stand_ins
 from tests.conftest import word_tokenizer
 from tests.trainers import helpers, test_reward_trainer

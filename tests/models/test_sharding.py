@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 from transformers.integrations import deepspeed as transformers_deepspeed
 
-from hfrlhf.models.actor_critic import ActorCritic
-from hfrlhf.models.loading import load_policy
-from hfrlhf.models.reward_model import load_reward_model
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.loading import load_policy
+from hfrlhf.models.reward.scoring import load_reward_model
 from hfrlhf.models.sharding import check_own_rates, check_sharding, loaded_whole, whole_parameters
 
 

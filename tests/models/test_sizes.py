@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from hfrlhf import PolicyGradientConfig, PolicyGradientTrainer, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer
-from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
-from hfrlhf.models.reward_model import last_token_scores, load_reward_model
-from hfrlhf.models.sizes import device_of, embeddings_of, largest, outputs_of, trunk_width
+from hfrlhf.models.anatomy.sizes import device_of, embeddings_of, largest, outputs_of, trunk_width
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.reward.scoring import last_token_scores, load_reward_model
 from hfrlhf.rewards.reading import padded
 from tests.conftest import word_tokenizer
 from tests.models.test_actor_critic import ragged_rollout, row_by_row

@@ -16,10 +16,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from hfrlhf import PPOConfig, PPOTrainer
-from hfrlhf.models.actor_critic import ActorCritic
 from hfrlhf.models.adapters import with_adapter
-from hfrlhf.models.loading import load_policy
-from hfrlhf.models.training_mode import quieten
+from hfrlhf.models.anatomy.training_mode import quieten
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.loading import load_policy
 from tests.conftest import word_tokenizer
 from tests.models.test_actor_critic import ragged_rollout
 

@@ -28,8 +28,8 @@ from hfrlhf import (
     TRPOTrainer,
 )
 from hfrlhf.core.logprobs import linear_logprobs
-from hfrlhf.models.actor_critic import ActorCritic
-from hfrlhf.models.reference import make_reference
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.reference import make_reference
 from tests.conftest import word_tokenizer
 from tests.models.test_actor_critic import ragged_rollout
 

@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from hfrlhf.algorithms import ALGORITHMS, algorithm_table
-from hfrlhf.trainers.command_line import parse_command_line, print_table, value_given
-from hfrlhf.trainers.configs import PolicyGradientConfig
+from hfrlhf.cli.command_line import parse_command_line, print_table, value_given
+from hfrlhf.settings.policy_gradient import PolicyGradientConfig
 from hfrlhf.trainers.family import family_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from trl import ModelConfig
 
 from hfrlhf.data.loading import load_splits
 from hfrlhf.data.preferences import prepare_pairs
-from hfrlhf.trainers.reward_config import RewardConfig
+from hfrlhf.settings.reward import RewardConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "reward.py"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from hfrlhf.reporting.metrics import OF_PAIRS, short_names
 from hfrlhf.reporting.progress import fitting, log_line, short
-from hfrlhf.reporting.watched import OF_PAIRS, short_names
 from tests.trainers.helpers import prompts, trainer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfrlhf.trainers.configs import PPOConfig
-from hfrlhf.trainers.ppo_trainer import PPOTrainer
+from hfrlhf.settings.policy_gradient import PPOConfig
+from hfrlhf.trainers.ppo import PPOTrainer
 
 PROMPTS = [
     *("the film", "a story", "the actor is very", "bad", "a dull film and", "the story was"),

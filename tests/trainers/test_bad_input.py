@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, Trainer
 
 from hfrlhf import PolicyGradientTrainer, PPOTrainer, TRPOTrainer
-from hfrlhf.trainers.configs import PolicyGradientConfig, PPOConfig, TRPOConfig
+from hfrlhf.settings.policy_gradient import PolicyGradientConfig, PPOConfig, TRPOConfig
 from tests.trainers.helpers import config, load, parameters, prompts, reward, trainer
 
 

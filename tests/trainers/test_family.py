@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hfrlhf.algorithms import ALGORITHMS
+from hfrlhf.reporting.policy_card import policy_card
 from hfrlhf.trainers.callbacks import plot_curves
 from hfrlhf.trainers.family import family_of
-from hfrlhf.trainers.policy_card import policy_card
 from tests.trainers.helpers import parameters, prompts, reward, training_logs
 
 # Steps of plain gradient descent: what the optimiser adds is the gradient times the learning rate.

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, LlamaForSequenceClassification, TrainerCallback
 
 from hfrlhf import PPOTrainer, RewardTrainer
-from hfrlhf.trainers.metrics import evaluation_metric_names
+from hfrlhf.reporting.metrics import evaluation_metric_names
 from tests.trainers import helpers, test_reward_trainer
 from tests.trainers.helpers import parameters, prompts, trainer
 

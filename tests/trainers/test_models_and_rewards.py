@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from hfrlhf.models.reward_model import load_reward_model
+from hfrlhf.models.reward.scoring import load_reward_model
 from tests.trainers.helpers import load, parameters, trainer
 
 

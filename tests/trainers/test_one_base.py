@@ -19,9 +19,9 @@ from hfrlhf import RewardConfig, RewardTrainer, load_reward_model
 from hfrlhf.data.preferences import pad_right
 from hfrlhf.models.adapters import roles_of
 from hfrlhf.models.quantization import quantization_of
-from hfrlhf.models.reward_adapter import add_reward_adapter
-from hfrlhf.models.reward_adapter import logger as reward_adapter_logger
-from hfrlhf.models.reward_model import last_token_scores
+from hfrlhf.models.reward.adapter import add_reward_adapter
+from hfrlhf.models.reward.adapter import logger as reward_adapter_logger
+from hfrlhf.models.reward.scoring import last_token_scores
 from hfrlhf.rewards.sources import reward_from_name, reward_source
 from tests.conftest import word_tokenizer
 from tests.trainers.helpers import parameters, reward, trainer, training_logs

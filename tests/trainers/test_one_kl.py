@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfrlhf.core.kl import KL_ESTIMATORS, KLEstimator, k1
-from hfrlhf.trainers.health import KLTooHigh
+from hfrlhf.runs.guard import KLTooHigh
 from tests.trainers.helpers import config, parameters, trainer, training_logs
 
 ONE_STEP = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_steps": 1}

@@ -11,9 +11,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hfrlhf.experience import Experience
-from hfrlhf.trainers.metrics import StartIsWrong
-from hfrlhf.trainers.sampler_guard import SamplerMismatch
-from hfrlhf.trainers.start_report import start_report
+from hfrlhf.learning.sampler_guard import SamplerMismatch
+from hfrlhf.reporting.metrics import StartIsWrong
+from hfrlhf.reporting.start_report import start_report
 from tests.trainers.helpers import load, parameters, prompts, reward, trainer, training_logs
 
 

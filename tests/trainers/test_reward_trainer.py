@@ -25,9 +25,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hfrlhf.models.reward_model import head_of, last_token_scores, load_reward_model
-from hfrlhf.trainers.reward_config import RewardConfig
-from hfrlhf.trainers.reward_trainer import RewardTrainer
+from hfrlhf.models.reward.scoring import head_of, last_token_scores, load_reward_model
+from hfrlhf.settings.reward import RewardConfig
+from hfrlhf.trainers.reward import RewardTrainer
 
 PROMPTS = ["the film", "a story", "the actor is", "but the story was very", "a"]
 GOOD, BAD = [" good", " fine .", " very good and fine"], [" bad", " dull !", " very dull and a bad film was"]

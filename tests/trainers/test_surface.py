@@ -14,8 +14,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, pipeline
 
 from hfrlhf import RewardTrainer
-from hfrlhf.models.actor_critic import ActorCritic
-from hfrlhf.models.policy_surface import OF_THE_POLICY_ALONE
+from hfrlhf.models.policy.actor_critic import ActorCritic
+from hfrlhf.models.policy.surface import OF_THE_POLICY_ALONE
 from tests.trainers import helpers, test_reward_trainer
 from tests.trainers.helpers import load, parameters, prompts, trainer
 

@@ -1,0 +1,1 @@
+"""Reward models: building, head, scores, as an adapter."""

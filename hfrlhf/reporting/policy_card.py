@@ -1,0 +1,97 @@
+"""What the model card of a trained policy says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from ..algorithms import algorithm_named
+from ..models.libraries import name_or_path
+from ..models.quantization import quantization_arguments
+from ..settings.algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
+from ..settings.run_length import without_the_other_length
+from .curves import CURVES
+from .model_card import CardFacts
+from .samples import as_text
+
+REMARKS = """\
+A language model trained by reinforcement learning: {algorithm} was to raise the score of its responses, less β times
+the KL divergence from the model it started from. Sample at temperature {temperature:g}; other temperatures were
+not trained for. A high score means that the reward source likes the text, not that the text is true or harmless.
+"""
+
+_SHOWN = (
+    *("algorithm", "learning_rate", "value_learning_rate", "rollout_batch_size", "num_generations", "num_ppo_epochs"),
+    *("num_mini_batches", "max_completion_length", "temperature", "missing_eos_penalty", "kl_coef", "kl_target"),
+    *("gamma", *OPTION_FIELDS, "clip_range_value", "vf_coef", "ent_coef", "whiten_advantages", "loss_normalization"),
+    *("value_epochs", "max_kl", "cg_iterations", "cg_damping", "max_steps", "num_train_epochs", "seed"),
+)
+
+
+EXAMPLES, LONGEST_EXAMPLE = 32, 300  # prompts looked at for one to try, and its characters at most
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    """The settings worth knowing, without those that the algorithm does not read."""
+    row = algorithm_named(args.algorithm)
+    unread = {name for name, option in OPTION_FIELDS.items() if option not in options_read(row)}
+    if row.critic is None:
+        unread |= set(CRITIC_FIELDS)
+    said = {name: getattr(args, name, None) for name in without_the_other_length(_SHOWN, args) if name not in unread}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _rewards(reward: Any) -> str:
+    """Each reward by its name, with its weight."""
+    pairs = zip(reward.sources, reward.weights, strict=True)
+    return ", ".join(f"{source.name} × {weight:g}" for source, weight in pairs)
+
+
+def _samples(trainer: Any) -> list[dict[str, Any]]:
+    """The same prompts before and after training; while it goes on, some of the newest rollout. A chat is its turns."""
+    rows = trainer.comparison.rows or trainer.samples
+    texts = {"prompt", "completion", "before", "after"}
+    return [
+        {key: as_text(value) if key in texts else value for key, value in row.items() if value is not None}
+        for row in rows
+    ]
+
+
+def _example(prompts: list[Any]) -> Any:
+    """A prompt of the run's own data, one of moderate length where there is one."""
+    short = [prompt for prompt in prompts if len(as_text(prompt)) <= LONGEST_EXAMPLE]
+    chosen = (short or prompts)[0]
+    if isinstance(chosen, str):
+        return chosen[:LONGEST_EXAMPLE]
+    return [{"role": turn["role"], "content": turn["content"]} for turn in chosen]
+
+
+def _newest(trainer: Any, prefix: str) -> list[tuple[str, float]]:
+    """The metrics with this prefix in the newest log that has them."""
+    rows = [row for row in trainer.state.log_history if f"{prefix}score" in row]
+    return [(k, v) for k, v in (rows or [{}])[-1].items() if k.startswith(prefix)]
+
+
+def policy_card(trainer: Any) -> CardFacts:
+    """The facts; `trainer.card` adds to them (`datasets`, `command`, `license`, `figures`, …)."""
+    args, policy = trainer.args, trainer.unwrapped().policy
+    shown = {f"{k} (last training rollout)": v for k, v in _newest(trainer, "objective/")}
+    shown |= {f"{k} (evaluation prompts)": v for k, v in _newest(trainer, "eval_objective/")}
+    left_out = {"prompts left out as too long": trainer.prompts.dropped} if trainer.prompts.dropped else {}
+    facts: dict[str, Any] = {
+        "model_name": args.hub_model_id or args.output_dir,
+        "task": "text-generation",
+        "method": "PPO" if args.algorithm == "ppo_clip" else args.algorithm,
+        "library": "peft" if isinstance(policy, PeftModel) else "transformers",
+        "base_model": name_or_path(policy.config) or None,
+        "quantization": quantization_arguments(policy),
+        "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
+        "samples": _samples(trainer),
+        "figures": [CURVES] if Path(args.output_dir, CURVES).exists() else [],  # not beside a checkpoint's card
+        "example": _example(trainer.prompts.rows["prompt"][:EXAMPLES]),
+        "metrics": shown,
+        "hyperparameters": {"rewards": _rewards(trainer.reward)} | _settings(args) | left_out,
+    }
+    return CardFacts(**facts | trainer.card)

@@ -1,0 +1,129 @@
+"""What a run is about to do, said before it does it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from .plain_text import printable
+
+MIB = 2**20
+FEW_ROLLOUTS = 3  # a run with less of them is hardly meant to train
+
+
+def start_report(trainer: Any) -> str:
+    """Trained parameters per role, episodes, rollouts, optimiser steps, tokens per rollout, memory at least needed."""
+    args, actor_critic = trainer.args, trainer.unwrapped()
+    rollouts = planned_rollouts(trainer)
+    episodes = rollouts * args.rollout_batch_size
+    longest = max(map(len, trainer.prompts.ids)) + args.max_completion_length
+    lines = [
+        f"{args.algorithm} on {_prompts(trainer)}",
+        *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
+        f"  plan       {episodes:,} episodes = {rollouts:,} rollouts × {args.rollout_batch_size} "
+        f"({args.num_generations} per prompt); {planned_steps(trainer):,} optimiser steps = rollouts × "
+        f"{_epochs(args)} × {args.num_mini_batches} mini-batches of {args.mini_batch_size}",
+        f"  tokens     at most {args.rollout_batch_size * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
+        f"per forward; {args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device}",
+        f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
+        "optimiser; activations come on top",
+    ]
+    return printable("\n".join([*lines, *_short_run(args, planned_steps(trainer))]))
+
+
+def _short_run(args: Any, steps: int) -> list[str]:
+    """A line about a run of less than `FEW_ROLLOUTS`, which often comes of taking optimiser steps for rollouts."""
+    each = args.steps_per_rollout
+    if steps >= FEW_ROLLOUTS * each:
+        return []
+    rollouts = f"{steps / each:.2g} rollout{'' if steps == each else 's'}"
+    asked = f"max_steps={args.max_steps}" if args.max_steps > 0 else f"num_train_epochs={args.num_train_epochs:g}"
+    return [
+        f"  ATTENTION  {asked} is {rollouts} only: a rollout takes {each} optimiser step{'s' if each > 1 else ''} = "
+        f"{_epochs(args)} × {args.num_mini_batches} mini-batches, and max_steps counts those. "
+        f"100 rollouts are max_steps={100 * each}"
+    ]
+
+
+def _prompts(trainer: Any) -> str:
+    count, dropped = len(trainer.prompts.ids), trainer.prompts.dropped
+    left_out = f" ({dropped:,} longer than {trainer.args.max_prompt_length} tokens left out)" if dropped else ""
+    return f"{count:,} prompt{'s' if count != 1 else ''}{left_out}"
+
+
+def _epochs(args: Any) -> str:
+    if not args.value_epochs:
+        return f"{args.num_ppo_epochs} epochs"
+    return f"({args.num_ppo_epochs} + {args.value_epochs} of the critic alone) epochs"
+
+
+def first_rollout_report(kl: float, ratio: float, note: str = "") -> str:
+    """The two numbers that must be 0 and 1 before the first update, and what else there is to say."""
+    numbers = f"first rollout: KL to the reference {kl:.6f} nats per response, ratio π_θ/π_old {ratio:.6f}"
+    return printable("\n".join(filter(None, (numbers, note))))
+
+
+def planned_steps(trainer: Any) -> int:
+    """Optimiser steps of the whole run."""
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    return math.ceil(trainer.args.num_train_epochs * trainer.rollouts_per_epoch * trainer.args.steps_per_rollout)
+
+
+def planned_rollouts(trainer: Any) -> int:
+    """Rollouts of the whole run; the last may be used in part."""
+    return math.ceil(planned_steps(trainer) / trainer.args.steps_per_rollout)
+
+
+def warn_of_warm_up(trainer: Any) -> None:
+    """Say so where the critic's warm-up takes the whole run: a critic can be trained alone, but it should be meant."""
+    rollouts, warm_up = planned_rollouts(trainer), trainer.args.critic_warmup_rollouts
+    if 0 < rollouts <= warm_up:
+        warnings.warn(
+            f"`critic_warmup_rollouts={warm_up}` takes all {rollouts} rollouts of the run, so the policy never trains; "
+            "lower it, or raise `max_steps` or `num_train_epochs`, unless only the critic is to learn",
+            stacklevel=3,
+        )
+
+
+def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
+    """Each role of PPO, what plays it, and how much of it is trained."""
+    policy, base = actor_critic.policy, parameters_of(actor_critic.policy)
+    trained = sum(p.numel() for p in actor_critic.policy_parameters())
+    critic = sum(p.numel() for _, p in actor_critic.named_value_parameters() if p.requires_grad)
+    return {
+        "policy": f"{type(policy).__name__}, {trained:,} of {base:,} parameters trained",
+        "reference": trainer.reference.source,
+        "critic": f"{_critic(trainer, actor_critic)}, {critic:,} parameters trained" if critic else "none",
+        "reward": ", ".join(map(_reward, trainer.reward.sources)),
+    }
+
+
+def parameters_of(model: Any) -> int:
+    """Parameters of a model; PEFT knows how many a packed 4-bit matrix stands for."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        return int(model.get_nb_trainable_parameters()[1])
+    return sum(p.numel() for p in model.parameters())
+
+
+def _critic(trainer: Any, actor_critic: Any) -> str:
+    if actor_critic.has_value_adapter:
+        return "an adapter and a head on the policy's base"
+    if actor_critic.value_model is not None:
+        return "a model of its own"
+    return f"{'a Q head' if trainer.algorithm.critic == 'Q' else 'a head'} on the policy's trunk"
+
+
+def _reward(source: Any) -> str:
+    return f"{source.name} (an adapter on the policy's base)" if hasattr(source, "policy") else source.name
+
+
+def estimated_bytes(trainer: Any) -> int:
+    """Bytes of every model once, of gradients and Adam's two moments for what is trained."""
+    sources = [source for source in (trainer.reference, *trainer.reward.sources) if hasattr(source, "model")]
+    models = [trainer.unwrapped(), *(source.model for source in sources)]
+    parameters = {id(p): p for model in models for p in model.parameters()}.values()
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    return held + 3 * trained

@@ -1,0 +1,121 @@
+"""Settings of the reward trainer: what `TrainingArguments` has, and five fields more."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from .derived import forget_derived, mark_derived, plain
+from .inherited import (
+    FOLLOWED_BY_REWARD,
+    REWARD_REFUSED,
+    check_accelerator_config,
+    check_inherited,
+    check_inherited_numbers,
+)
+from .launch import check_launch
+from .old_names import REWARD_SETTINGS
+from .unknown_names import refuse_unknown
+
+
+def _described(default: Any, text: str) -> Any:
+    """A dataclass field with its `--help` text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RewardConfig(TrainingArguments):
+    """Settings of `RewardTrainer`; every field says default, unit, typical range and effect in its help text.
+
+    Raises:
+        TypeError: names that are no fields (the message gives each one's name here, or the nearest).
+        ValueError: a value outside its range, or a field of `TrainingArguments` that means nothing here.
+    """
+
+    # Other defaults than TrainingArguments.
+    learning_rate: float = _described(
+        1e-5, "Step size. Typical: 5e-6 to 2e-5 (billions of weights), 1e-4 to 1e-3 (LoRA, or models of a few million)."
+    )
+    num_train_epochs: float = _described(1.0, "Passes over the pairs. Reward models overfit after the first or second.")
+    train_sampling_strategy: str = _described(
+        "group_by_length",
+        "'group_by_length' puts pairs of similar length into one batch (less padding, faster); 'random' does not.",
+    )
+    logging_steps: float = _described(
+        10, "Optimiser steps between logs; a shorter run logs at its end. Below 1: a share of the run's steps."
+    )
+    logging_nan_inf_filter: bool = _described(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
+
+    max_length: int | None = _described(
+        1024,
+        "Tokens of prompt and response together, at most the model's own limit. Pairs with a longer side are left out, "
+        "counted and reported. None: the model's limit.",
+    )
+    center_rewards_coefficient: float = _described(
+        0.0, "c of the penalty c·(r_chosen + r_rejected)², which keeps scores around 0. Typical: 0 (off) to 0.01."
+    )
+    label_smoothing: float = _described(
+        0.0, "Assumed share of wrong labels, 0 to below 0.5. Typical: 0 (off) to 0.2. Bounds the scores on noisy pairs."
+    )
+    normalize_scores: str | None = _described(
+        "mean",
+        "After training, shift the scores so that chosen responses have mean 0 ('mean'), also scale them to variance 1 "
+        "('mean_std'), or leave them ('none').",
+    )
+
+    save_curves: bool = _described(True, "Draw the log as curves.png in output_dir at the end.")
+    save_logs: bool = _described(True, "Write trainer_state.json (every log) and the results' metrics at the end.")
+    max_skipped_updates: int = _described(
+        10,
+        "Updates in a row with a loss or gradient that is not finite, which are left out, before the run stops and "
+        "writes the last one's batch to `broken_update` in output_dir. Typical: 3 to 20.",
+    )
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = REWARD_SETTINGS
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> RewardConfig:
+        """Refuse unknown names before dataclass's own, less helpful, error."""
+        refuse_unknown(kwargs, cls.__init__, cls.ELSEWHERE, cls.__name__)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if self.normalize_scores == "none":
+            self.normalize_scores = None
+        unset = forget_derived(self)
+        check_inherited(self, FOLLOWED_BY_REWARD, REWARD_REFUSED, "RewardTrainer")
+        self._check_ranges()
+        check_inherited_numbers(self)
+        super().__post_init__()
+        check_accelerator_config(self, "RewardTrainer")
+        mark_derived(self, unset)
+        check_launch(self)
+        if self.save_only_model:
+            warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and their values, as numbers, words and lists."""
+        return {name: plain(value) for name, value in super().to_dict().items()}
+
+    def _check_ranges(self) -> None:
+        if self.normalize_scores not in ("mean", "mean_std", None):
+            raise ValueError(f"`normalize_scores` must be 'mean', 'mean_std' or 'none', got {self.normalize_scores!r}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"`label_smoothing` is the assumed share of wrong labels, at least 0 and below 0.5, got "
+                f"{self.label_smoothing!r}; at 0.5 the labels would say nothing"
+            )
+        if self.max_length is not None and (self.max_length < 1 or self.max_length != int(self.max_length)):
+            raise ValueError(f"`max_length` must be a whole number of tokens of at least 1, got {self.max_length!r}")
+        for name in ("center_rewards_coefficient", "learning_rate", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)!r}")
+        for name in (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            "max_skipped_updates",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")

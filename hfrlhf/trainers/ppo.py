@@ -1,0 +1,17 @@
+"""PPO as a preset of the template: Ψ = GAE, clipped ratio, several epochs over each rollout (SPEC §6.3, 7)."""
+
+from __future__ import annotations
+
+from ..settings.policy_gradient import PPOConfig
+from .documentation import with_arguments_of
+from .policy_gradient import PolicyGradientTrainer
+
+
+@with_arguments_of(PolicyGradientTrainer)
+class PPOTrainer(PolicyGradientTrainer):
+    """Proximal policy optimisation of a language model (Schulman 2017; Ziegler 2019; SPEC §7).
+
+    The loop is `PolicyGradientTrainer`'s; `PPOConfig` names the algorithm and its usual numbers.
+    """
+
+    CONFIG = PPOConfig
