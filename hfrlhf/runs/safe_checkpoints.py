@@ -20,9 +20,9 @@ from ..models.libraries import set_last_rates
 from ..reporting.screen import say
 from .agreement import Agreement
 from .checkpoints import changed_settings, check_output_path, checkpoints_in, rotate, saved_state, step_of
+from .folder import ASIDE, MANIFEST, clear_aside, damage, publish, read_manifest, seal
 from .interruption import Interruption
 from .lock import RunLock
-from .folder import ASIDE, MANIFEST, clear_aside, damage, publish, read_manifest, seal
 
 logger = logging.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from hfrlhf import RewardConfig, RewardTrainer
 from hfrlhf.experience import Experience
-from hfrlhf.runs.guard import KLTooHigh, NonFiniteUpdates, UpdateGuard
 from hfrlhf.reporting.metrics import Metrics
+from hfrlhf.runs.guard import KLTooHigh, NonFiniteUpdates, UpdateGuard
 from tests.trainers.helpers import config, load, parameters, prompts, trainer, training_logs
 
 PAIRS = Dataset.from_list([{"chosen": "the film is good", "rejected": "a bad story"}] * 8)
