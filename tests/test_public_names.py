@@ -39,3 +39,15 @@ def test_importing_prints_nothing_and_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_bitsandbytes_advises_nobody_and_says_all_else() -> None:
+    """Its line on a package of kernels, where there is no GPU, comes as PEFT is imported; other lines are seen."""
+    program = (
+        "import logging, hfrlhf.trainers.ppo, bitsandbytes.backends.cpu.ops as ops\n"
+        "logging.getLogger('bitsandbytes.autograd._functions').warning('MatMul8bitLt: %s be cast', 'inputs will')\n"
+        "assert logging.getLogger(ops.__name__).level == logging.NOTSET\n"
+        "logging.getLogger(ops.__name__).warning('a fault')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["a fault"]

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..models.libraries import clear_device_cache
 from ..models.sharding import strategy
+from ..reporting.screen import RunWarning
 from ..runs.input_checks import check_best_metric, check_callbacks, check_early_stopping, check_evaluation
 
 # Settings of a class that hold parameters: those groups are the trainer's to make.
@@ -245,6 +246,7 @@ def check_holds(optimizer: Any, model: Any, trains: Mapping[str, nn.Parameter]) 
     if others := len(held - {id(p) for p in model.parameters()}):
         warnings.warn(
             f"the optimiser holds {others:,} tensors that are not the model's; this training gives them no gradient",
+            RunWarning,
             stacklevel=5,
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from ..reporting.screen import RunWarning
+
 
 class SamplerMismatch(RuntimeError):
     """The log-probs of sampling are not those of the policy that is trained."""
@@ -45,7 +47,7 @@ class SamplerGuard:
             raise SamplerMismatch(self._explained(mismatch, step))
         if not self.warned:
             self.warned = True
-            warnings.warn(f"{self._explained(mismatch, step)}. The run goes on", stacklevel=2)
+            warnings.warn(f"{self._explained(mismatch, step)}. The run goes on", RunWarning, stacklevel=2)
 
     def _explained(self, mismatch: float, step: int) -> str:
         which = "the first rollout" if self.rollouts == 1 else f"rollout {self.rollouts} of this run"

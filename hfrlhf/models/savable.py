@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
 
+from ..reporting.screen import RunWarning
 from .quantization import is_quantized
 
 
@@ -47,6 +48,7 @@ def repair_generation_config(model: Any) -> None:
     warnings.warn(
         "the model's generation settings are those of sampling, but with `do_sample=False`, which transformers does "
         "not save; they have `do_sample=True` from now on",
+        RunWarning,
         stacklevel=4,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.kl import kl_penalty
 from ..core.masking import masked_mean, masked_sum
 from ..experience import EvaluatedRollout
+from .screen import RunWarning
 
 # Metric, short name, and what it is measured in; the most telling ones first.
 WATCHED = {
@@ -168,6 +169,7 @@ def check_first_ratio(deviation: float, half_precision: bool) -> None:
             f"in a rollout's first mini-batch the ratios π_θ/π_old should be 1 and are off by {deviation:.6f} on "
             "average: the log-probs of sampling and of training disagree (dropout, another temperature, or "
             "`old_logprobs='sampler'` with an engine of another precision)",
+            RunWarning,
             stacklevel=2,
         )
 

@@ -21,6 +21,10 @@ PLAIN = str.maketrans(
 NO_TERMINAL = 120  # columns of a table that goes to a file or a pipe
 
 
+class RunWarning(UserWarning):
+    """A warning of this package: of several processes the first alone shows it (`settings.launch.stay_quiet`)."""
+
+
 def say(text: str = "", to: str = "stdout") -> None:
     """Print a line, whatever the stream is; never raises.
 

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from .plain_text import printable
+from .screen import RunWarning
 
 MIB = 2**20
 FEW_ROLLOUTS = 3  # a run with less of them is hardly meant to train
@@ -83,6 +84,7 @@ def warn_of_warm_up(trainer: Any) -> None:
         warnings.warn(
             f"`critic_warmup_rollouts={warm_up}` takes all {rollouts} rollouts of the run, so the policy never trains; "
             "lower it, or raise `max_steps` or `num_train_epochs`, unless only the critic is to learn",
+            RunWarning,
             stacklevel=3,
         )
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reporting.screen import RunWarning
+
 # Settings of a model's generation_config that change which token is drawn, with the values at which they do nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_k": (0,),
@@ -95,4 +97,4 @@ def warn_of_own_sampling(model: Any, temperature: float) -> None:
 
 @cache
 def _warn_once(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, RunWarning, stacklevel=4)

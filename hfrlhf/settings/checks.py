@@ -10,6 +10,7 @@ from typing import Any
 from ..core.kl import KL_ESTIMATORS, KL_PLACES, kl_lacks
 from ..core.masking import LOSS_ITEMS
 from ..experience import OLD_LOGPROBS
+from ..reporting.screen import RunWarning
 from .derived import default_of
 
 INF = float("inf")
@@ -134,12 +135,14 @@ def check_kl_settings(args: Any) -> None:
         warnings.warn(
             f"`kl_estimator={args.estimator!r}` in the {args.kl_in} is there to reproduce other work: {lacks}; "
             f"{KL_PLACES[args.kl_in]!r} has all of it",
+            RunWarning,
             stacklevel=4,
         )
     if args.kl_limit is not None and args.save_total_limit == 1:
         warnings.warn(
             "`save_total_limit=1` with `kl_limit`: the one checkpoint kept may be that of a policy that has run "
             "away since the last rollout; keep two or more",
+            RunWarning,
             stacklevel=4,
         )
     if args.kl_target is not None and args.episodes_per_rollout >= 5 * args.kl_horizon:

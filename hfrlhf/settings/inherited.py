@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 
+from ..reporting.screen import RunWarning
 from .derived import default_of
 
 
@@ -202,6 +203,7 @@ def check_inherited(args: Any, followed: frozenset[str], refused: Mapping[str, R
         elif name not in followed and value != default_of(args, name):
             warnings.warn(
                 f"`{name}={value!r}`: this release of hfrlhf does not know the field; {owner} may not follow it",
+                RunWarning,
                 stacklevel=5,
             )
 

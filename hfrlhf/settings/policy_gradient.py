@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
 from ..core.kl import KL_ESTIMATORS, KL_PLACES
 from ..core.policy_losses import PolicyLossOptions
+from ..reporting.screen import RunWarning
 from .algorithm_checks import check_algorithm, check_steps, switched_off
 from .checks import check_choices, check_kl_settings, check_ranges, is_set
 from .derived import forget_derived, mark_derived, plain
@@ -188,7 +189,9 @@ class PolicyGradientConfig(TrainingArguments):
         check_steps(self, algorithm_named(self.algorithm))
         check_kl_settings(self)
         if self.save_only_model:
-            warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
+            warnings.warn(
+                "`save_only_model=True`: a run cannot be resumed from such checkpoints", RunWarning, stacklevel=3
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and their values, as numbers, words and lists."""

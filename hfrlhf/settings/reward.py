@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
+from ..reporting.screen import RunWarning
 from .derived import forget_derived, mark_derived, plain
 from .inherited import (
     FOLLOWED_BY_REWARD,
@@ -94,7 +95,9 @@ class RewardConfig(TrainingArguments):
         mark_derived(self, unset)
         check_launch(self)
         if self.save_only_model:
-            warnings.warn("`save_only_model=True`: a run cannot be resumed from such checkpoints", stacklevel=3)
+            warnings.warn(
+                "`save_only_model=True`: a run cannot be resumed from such checkpoints", RunWarning, stacklevel=3
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and their values, as numbers, words and lists."""

@@ -52,8 +52,8 @@ from ..rewards.completions import completions_of
 from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from ..runs.guard import check_kl, together
+from ..runs.processes import check_same_everywhere, check_strategy
 from ..settings.algorithm_checks import check_unsharded, check_value_model
-from ..settings.launch import check_same_everywhere, check_strategy
 from ..settings.old_names import POLICY_ARGUMENTS
 from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.unknown_names import checks_names

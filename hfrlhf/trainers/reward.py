@@ -34,7 +34,7 @@ from ..reporting.run_files import files_of_pairs
 from ..runs.checkpoints import write_training_args
 from ..runs.guard import GuardedUpdates
 from ..runs.interruption import Interruption
-from ..settings.launch import check_same_everywhere, check_strategy
+from ..runs.processes import check_same_everywhere, check_strategy
 from ..settings.old_names import REWARD_ARGUMENTS
 from ..settings.reward import RewardConfig
 from ..settings.unknown_names import checks_names

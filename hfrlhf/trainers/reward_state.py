@@ -26,9 +26,9 @@ from ..reporting.reward_report import reward_report
 from ..reporting.screen import say
 from ..runs.checkpoints import adapter_settings, check_output_dir, saved_state
 from ..runs.lock import alone
+from ..runs.processes import fingerprint
 from ..runs.safe_checkpoints import SafeCheckpoints
 from ..runs.whole_run_loss import WholeRunLoss
-from ..settings.launch import fingerprint
 
 logger = logging.get_logger(__name__)
 

@@ -26,9 +26,9 @@ from ..reporting.screen import say
 from ..reporting.start_report import planned_steps, start_report, warn_of_warm_up
 from ..runs.checkpoints import adapter_settings, check_output_dir, saved_state, write_training_args
 from ..runs.lock import alone
+from ..runs.processes import fingerprint
 from ..runs.safe_checkpoints import SafeCheckpoints
 from ..runs.whole_run_loss import WholeRunLoss
-from ..settings.launch import fingerprint
 
 logger = logging.get_logger(__name__)
 

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_dataset
 
-from hfrlhf.settings.launch import check_data_parallel, fingerprint
+from hfrlhf.settings.launch import check_data_parallel
 from tests.launching import OWN, ROOT, free_port
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE")
@@ -167,19 +166,6 @@ print(subprocess.run([sys.executable, "-c", inner], capture_output=True, text=Tr
 """
     already = child(code, MASTER_ADDR="10.0.0.1", ACCELERATE_MIXED_PRECISION="no")
     assert already.stdout.strip() == "False", already.stderr[-2000:]
-
-
-def test_a_fingerprint_is_that_of_the_rows(tmp_path):
-    rows = [{"prompt": f"text {i}", "label": i} for i in range(1500)]
-    plain = fingerprint(Dataset.from_list(rows))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from_file = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train")
-    assert fingerprint(from_file) == plain and plain.startswith("1,500 rows")
-    shuffled = Dataset.from_list(rows).shuffle(seed=1)
-    changed = Dataset.from_list([*rows[:-1], {"prompt": "text 1499", "label": 0}])
-    others = [fingerprint(data) for data in (shuffled, changed, Dataset.from_list(rows[:-1]))]
-    assert len({plain, *others}) == 4
-    assert fingerprint(shuffled.sort("label")) == plain
 
 
 def test_several_gpus_in_one_process_are_refused():

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from ...reporting.screen import RunWarning
 from ..libraries import name_or_path
 from .sizes import embeddings_of, outputs_of
 
@@ -57,6 +58,7 @@ def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
     warnings.warn(
         f"the tokenizer's {names}{', …' if len(beyond) > 3 else ''} lie{'s' * (len(beyond) == 1)} beyond the {role}'s "
         f"vocabulary, which ends at {size - 1}; texts that hold such a token are refused",
+        RunWarning,
         stacklevel=3,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ...reporting.screen import RunWarning
 from ..anatomy.positions import positions_of
 from ..anatomy.sizes import embeddings_of
 
@@ -53,6 +54,7 @@ def check_trainable(model: Any, role: str) -> None:
         warnings.warn(
             f"weights of the {role} that train are in {', '.join(half)}, where Adam's small steps round to nothing; "
             "pass the model's name, or `model.float()`, and `bf16=True` to compute in bfloat16",
+            RunWarning,
             stacklevel=3,
         )
 
@@ -80,5 +82,6 @@ def warn_of_other_stops(model: Any, tokenizer: Any, stop_token_id: int) -> None:
         warnings.warn(
             f"responses end at {tokenizer.convert_ids_to_tokens(stop_token_id)!r} ({stop_token_id}) alone; the model's "
             f"generation config also stops at {names}: if that is what ends its turns, pass it as `stop_token_id`",
+            RunWarning,
             stacklevel=4,
         )

@@ -1,0 +1,111 @@
+"""Processes of one run look at each other before it starts: the same sharding as asked for, settings and data.
+
+accelerate and the Trainer accept data parallelism where sharding was asked for, and processes that train with different
+settings or on different data, in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from ..models.libraries import gather_object
+from ..settings.launch import REMEDIES, STRATEGIES, asked_for
+
+# A dataset, a dict of datasets, or rows of anything that says by its repr what is in it.
+Data: TypeAlias = Dataset | Iterable[object]
+
+# Settings that may differ between processes: where one writes and how much it says.
+OF_ONE_PROCESS = {
+    "output_dir",
+    "local_rank",
+    "run_name",
+    "report_to",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "hub_token",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+}
+
+
+def check_strategy(accelerator: Accelerator, args: TrainingArguments) -> None:
+    """Refuse to train without the sharding that was asked for.
+
+    Raises:
+        ValueError: FSDP or DeepSpeed was asked for and something else runs.
+    """
+    running = accelerator.distributed_type.value
+    instead = {"NO": "a single process without it", "MULTI_CPU": "DDP on CPUs", "MULTI_GPU": "DDP"}
+    for name in STRATEGIES:
+        if asked_for(name, args) and running != name:
+            raise ValueError(f"{name} was asked for, but {instead.get(running, running)} would run: {REMEDIES[name]}")
+
+
+def check_same_everywhere(args: TrainingArguments, datasets: Mapping[str, Data | None]) -> None:
+    """Refuse processes with different settings or data. All of them meet here, and all of them raise.
+
+    Args:
+        args: training arguments. datasets: by name, what `fingerprint` takes; None is left out.
+
+    Raises:
+        ValueError: the message names each setting or dataset that differs, and what the processes have.
+    """
+    if args.world_size == 1:
+        return
+    settings = {name: repr(value) for name, value in args.to_dict().items() if name not in OF_ONE_PROCESS}
+    data = {name: fingerprint(dataset) for name, dataset in datasets.items() if dataset is not None}
+    everyone = gather_object([(settings, data)])
+    wrong_settings = _differences([mine for mine, _ in everyone])
+    if wrong_settings:
+        raise ValueError(
+            f"the processes have different settings: {'; '.join(wrong_settings)}. Give all the same configuration"
+        )
+    wrong_data = _differences([mine for _, mine in everyone])
+    if wrong_data:
+        raise ValueError(
+            f"the processes have different data: {'; '.join(wrong_data)}. Load the same rows in the same order on each "
+            "(same files, a fixed seed where you shuffle); the trainer shares them out itself"
+        )
+
+
+def _differences(everyone: list[dict[str, str]]) -> list[str]:
+    """A text for each name under which not all have the same: what they have, and which processes have it."""
+    texts = []
+    for name in sorted({name for mine in everyone for name in mine}):
+        who: dict[str, list[str]] = {}
+        for rank, mine in enumerate(everyone):
+            who.setdefault(mine.get(name, "nothing"), []).append(str(rank))
+        if len(who) > 1:
+            said = [f"{value[:80]} on process {' '.join(ranks)}" for value, ranks in who.items()]
+            texts.append(f"{name}: {', '.join(said)}")
+    return texts
+
+
+def fingerprint(data: Data) -> str:
+    """Rows and sha256 of a dataset (as stored: nothing is decoded), of a dict of datasets, or of anything with a repr.
+
+    It does not depend on the files or the chunks that hold the rows. `Dataset._fingerprint` does: it names how the rows
+    came about (paths, times of change, transformations), so that of two processes with the same rows it would say that
+    they differ, and of a resumed run that its data has changed.
+    """
+    if isinstance(data, Mapping):
+        return "; ".join(f"{name}: {fingerprint(part)}" for name, part in data.items())
+    digest, rows = hashlib.sha256(), 0
+    if isinstance(data, Dataset):
+        for table in data.with_format("arrow").iter(1000):
+            rows += table.num_rows
+            digest.update(repr(table.to_pylist()).encode("utf-8", "backslashreplace"))
+    else:
+        for row in data:
+            rows += 1
+            digest.update(repr(row).encode("utf-8", "backslashreplace"))
+    return f"{rows:,} rows with sha256 {digest.hexdigest()[:12]}"
