@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_accelerate_reads_each_file_and_its_header_says_how_to_use_it(name: str)
     header = (FILES / f"{name}.yaml").read_text()
     said = ["Hardware", "--main_process_ip", "--main_process_port", "--machine_rank", "--num_machines", "On CPU"]
     assert all(word in header for word in [*said, f"--config_file recipes/accelerate/{name}.yaml recipes/ppo.py"])
+
+
+def test_the_launcher_of_one_process_has_nothing_to_say(tmp_path: Path) -> None:
+    """As the README starts the demo: no list of values that were not passed, whatever this machine has."""
+    read = load_config_from_file(str(FILES / "single.yaml"))
+    assert read.distributed_type == "NO" and read.num_processes == 1 and not read.use_cpu
+    named = "--config_file recipes/accelerate/single.yaml recipes/ppo.py"
+    assert named in (FILES / "single.yaml").read_text() and named in (ROOT / "README.md").read_text(encoding="utf-8")
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(os.environ['ACCELERATE_MIXED_PRECISION'], 'MASTER_ADDR' in os.environ)\n")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "MASTER_"))}
+    command = [sys.executable, *LAUNCH, "--config_file", str(FILES / "single.yaml"), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=environment)
+    assert (done.stdout.strip(), done.stderr) == ("no False", "")
 
 
 def test_fsdp_takes_the_blocks_that_a_policy_names(base: Path) -> None:
