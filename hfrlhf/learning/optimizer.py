@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..models.libraries import clear_device_cache
-from ..models.sharding import strategy
+from ..models.sharding import strategy_of
 from ..reporting.screen import RunWarning
 from ..runs.input_checks import check_best_metric, check_callbacks, check_early_stopping, check_evaluation
 
@@ -45,13 +45,14 @@ class OptimizerDuties:
             check_holds(pair[0], kwargs["model"], self.moved_by_optimizer(kwargs["model"]))
             check_own_rates_unset(kwargs["args"])
         super().__init__(*args, **kwargs | {"optimizers": pair})
+        self.strategy = strategy_of(self.accelerator)
         check_best_metric(self, self.evaluation_metric_names())
         check_early_stopping(self, self.evaluation_metric_names())
         self.name_optimizer()
-        if pair[0] is not None and self.has_named_groups and strategy(self.accelerator) == "DEEPSPEED":
+        if pair[0] is not None and self.has_named_groups and self.strategy.owns_gradients:
             raise ValueError(
-                "DeepSpeed keeps the gradients itself, so that policy and critic can only rest by parameter groups "
-                f"that the trainer has made; pass {INSTEAD}"
+                f"{self.strategy.title} keeps the gradients itself, so that policy and critic can only rest by "
+                f"parameter groups that the trainer has made; pass {INSTEAD}"
             )
 
     def moved_by_optimizer(self: Any, model: Any) -> dict[str, nn.Parameter]:
@@ -68,7 +69,7 @@ class OptimizerDuties:
 
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's, after a last look at the optimiser: a subclass may make its own without asking us."""
-        if self.optimizer is not None and strategy(self.accelerator) == "DDP":  # elsewhere its tensors are pieces
+        if self.optimizer is not None and not self.strategy.in_pieces:  # elsewhere its tensors are pieces
             check_holds(self.optimizer, self.model, self.moved_by_optimizer(self.model))
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 

@@ -55,7 +55,7 @@ class Agreement:
 
     @property
     def _exchanges_while_it_writes(self: Any) -> bool:
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        return bool(self.strategy.in_pieces)
 
     def _from_all(self: Any, said: Any) -> list[Any]:
         """What each process says, in their order; all wait for all."""

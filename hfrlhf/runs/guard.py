@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..models.libraries import gather_object
+from ..models.sharding import strategy_of
+from ..models.strategies.data_parallel import broken_parameters
 
 logger = logging.get_logger(__name__)
 
@@ -58,8 +60,8 @@ class UpdateGuard:
         Raises:
             NonFiniteUpdates: it is the `max_skipped_updates`-th in a row, or weights that were already changed.
         """
-        broken_here, prevented = self._broken_gradient()
-        accelerator = self.trainer.accelerator
+        accelerator, model = self.trainer.accelerator, self.trainer.model
+        broken_here, prevented = strategy_of(accelerator).broken_gradient(model, self.trainer.args.fp16)
         here = torch.tensor([loss, broken_here], dtype=torch.float32, device=self.trainer.args.device)
         loss, broken = accelerator.reduce(here, "sum").tolist()  # a loss that is NaN anywhere makes the sum NaN
         wrong_loss, wrong_gradient = not math.isfinite(loss), broken > 0
@@ -84,23 +86,12 @@ class UpdateGuard:
             if parameter.grad is not None:
                 parameter.grad.fill_(math.inf)
 
-    def _broken_gradient(self) -> tuple[bool, bool]:
-        """Whether a gradient (of this process's shard) is not finite, and whether the update can be left out."""
-        if self.trainer.accelerator.distributed_type.value == "DEEPSPEED":
-            # The engine stepped at the end of the last backward; in half precision it leaves out such steps itself.
-            engine = self.trainer.accelerator.deepspeed_engine_wrapped.engine
-            norm, skipped = engine.get_global_grad_norm(), bool(getattr(engine.optimizer, "overflow", False))
-            return skipped or (norm is not None and not math.isfinite(float(norm))), skipped
-        if self.trainer.args.fp16:
-            return False, True  # gradients are scaled, and may overflow: the scaler's own business, which it counts
-        return any(not _is_finite(p.grad) for p in self.trainer.model.parameters() if p.grad is not None), True
-
     def _stop(self, loss: float, batch: Callable[[], Batch], prevented: bool) -> None:
         trainer = self.trainer
         tensors, facts = batch()
         facts = {"step": trainer.state.global_step, "loss": loss, "updates_in_a_row": self.in_a_row} | facts
-        names = [name for name, p in trainer.model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
-        facts |= {"grad_norm": _norm(trainer), "parameters_with_broken_gradients": names}
+        norm = strategy_of(trainer.accelerator).gradient_norm(trainer.model)
+        facts |= {"grad_norm": norm, "parameters_with_broken_gradients": broken_parameters(trainer.model)}
         where = Path(trainer.args.output_dir) / BROKEN_FOLDER
         if trainer.is_world_process_zero():
             save_broken(where, tensors, facts)
@@ -111,23 +102,6 @@ class UpdateGuard:
             "checkpoints, if there are any, are as they were: `resume_from_checkpoint=True` goes on from one. Typical "
             "remedies: a lower learning rate, `bf16` in place of `fp16`, `reward_clip`, `max_grad_norm`"
         )
-
-
-def _is_finite(gradient: Tensor) -> bool:
-    """Whether all of a gradient, or of this process's shard of it, is finite."""
-    return bool(_local(gradient).isfinite().all())
-
-
-def _local(gradient: Any) -> Tensor:
-    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
-
-
-def _norm(trainer: Any) -> float:
-    """The 2-norm of the gradient, of what this process holds of it."""
-    if trainer.accelerator.distributed_type.value == "DEEPSPEED":
-        return float(trainer.accelerator.deepspeed_engine_wrapped.engine.get_global_grad_norm() or 0.0)
-    gradients = [_local(p.grad) for p in trainer.model.parameters() if p.grad is not None]
-    return float(torch.stack([g.float().norm() for g in gradients]).norm()) if gradients else 0.0
 
 
 def save_broken(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from ..models.libraries import gather_object
-from ..settings.launch import REMEDIES, STRATEGIES, asked_for
+from ..models.sharding import STRATEGIES
 
 # A dataset, a dict of datasets, or rows of anything that says by its repr what is in it.
 Data: TypeAlias = Dataset | Iterable[object]
@@ -45,9 +45,9 @@ def check_strategy(accelerator: Accelerator, args: TrainingArguments) -> None:
     """
     running = accelerator.distributed_type.value
     instead = {"NO": "a single process without it", "MULTI_CPU": "DDP on CPUs", "MULTI_GPU": "DDP"}
-    for name in STRATEGIES:
-        if asked_for(name, args) and running != name:
-            raise ValueError(f"{name} was asked for, but {instead.get(running, running)} would run: {REMEDIES[name]}")
+    for name, strategy in STRATEGIES.items():
+        if strategy.asked_for(args) and running != name:
+            raise ValueError(f"{name} was asked for, but {instead.get(running, running)} would run: {strategy.remedy}")
 
 
 def check_same_everywhere(args: TrainingArguments, datasets: Mapping[str, Data | None]) -> None:

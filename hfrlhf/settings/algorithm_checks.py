@@ -136,17 +136,3 @@ def check_value_model(value_model: Any, algorithm: str, row: Algorithm) -> None:
     if value_model is not None and row.critic != "V":
         has = "no critic" if row.critic is None else "its Q head on the policy's own trunk"
         raise ValueError(f"`algorithm={algorithm!r}` has {has}; leave `value_model` out, or use 'vpg' or 'ppo_clip'")
-
-
-def check_unsharded(accelerator: Any, algorithm: str, what: str) -> None:
-    """Refuse parameters that lie in pieces on several devices.
-
-    Raises:
-        ValueError: the run uses FSDP or DeepSpeed.
-    """
-    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-    if kind in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            f"`algorithm={algorithm!r}` needs {what} of whole parameters, which {kind} keeps in pieces; launch it on "
-            "one process or with plain data parallelism (DDP)"
-        )

@@ -15,18 +15,11 @@ from datasets import disable_progress_bars as disable_bars_of_datasets
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from ..models.sharding import STRATEGIES
 from ..reporting.screen import RunWarning
 
 # How many processes torchrun, accelerate and mpirun say they started.
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
-# A strategy of accelerate, the variable its launcher sets, and the field of TrainingArguments that asks for it too.
-STRATEGIES = {"FSDP": ("ACCELERATE_USE_FSDP", "fsdp"), "DEEPSPEED": ("ACCELERATE_USE_DEEPSPEED", "deepspeed")}
-REMEDIES = {
-    "FSDP": "FSDP needs a GPU for every process; on CPUs launch with `ACCELERATE_USE_CPU=true torchrun "
-    "--nproc_per_node N SCRIPT` (DDP), or with a copy of recipes/accelerate/zero2.yaml that has `use_cpu: true`",
-    "DEEPSPEED": "unset ACCELERATE_USE_CPU and give the launcher no `--cpu` (on CPUs pass `use_cpu=True` to the "
-    "training arguments instead), or launch without DeepSpeed",
-}
 
 
 def check_launch(args: TrainingArguments) -> None:
@@ -39,9 +32,10 @@ def check_launch(args: TrainingArguments) -> None:
         ValueError: FSDP without GPUs, or one process where a launcher started, or was asked for, several; the message
             says how to launch instead.
     """
-    if args.device.type == "cpu" and asked_for("FSDP", args):
-        # A model that is loaded for FSDP has no weights on most processes; training it otherwise would not go well.
-        raise ValueError(f"FSDP was asked for, but DDP on CPUs would run: {REMEDIES['FSDP']}")
+    for strategy in STRATEGIES.values():
+        if strategy.needs_gpus and args.device.type == "cpu" and strategy.asked_for(args):
+            # A model that is loaded for FSDP has no weights on most processes; training it otherwise would not go well.
+            raise ValueError(f"{strategy.kind} was asked for, but DDP on CPUs would run: {strategy.remedy}")
     if args.world_size == 1:
         _check_alone()
         check_data_parallel(args.n_gpu)
@@ -113,9 +107,3 @@ def _environment_of_parent() -> dict[str, str]:
         return psutil.Process(os.getppid()).environ()
     except (psutil.Error, OSError):  # another user's process, or one that has ended
         return {}
-
-
-def asked_for(strategy: str, args: TrainingArguments) -> bool:
-    """Whether the launcher, or the settings, asked for a strategy of `STRATEGIES`."""
-    variable, field = STRATEGIES[strategy]
-    return os.environ.get(variable, "").lower() == "true" or bool(getattr(args, field, None))

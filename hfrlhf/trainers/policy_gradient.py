@@ -45,7 +45,6 @@ from ..models.policy.checks import check_stop_token, check_trainable, warn_of_ot
 from ..models.policy.loading import load_policy, load_tokenizer, load_value_model
 from ..models.policy.reference import make_reference
 from ..models.policy.score_gradients import score_gradient_sq_norms
-from ..models.sharding import check_own_rates, check_sharding
 from ..reporting.metrics import check_start, kl_per_response, rollout_metrics, sampler_mismatch, short_names, timed
 from ..reporting.progress import show_on_bar
 from ..rewards.completions import completions_of
@@ -53,7 +52,7 @@ from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.generation import TransformersGenerator
 from ..runs.guard import check_kl, together
 from ..runs.processes import check_same_everywhere, check_strategy
-from ..settings.algorithm_checks import check_unsharded, check_value_model
+from ..settings.algorithm_checks import check_value_model
 from ..settings.old_names import POLICY_ARGUMENTS
 from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.unknown_names import checks_names
@@ -155,8 +154,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     def _start(self, tokenizer: Any) -> None:
         args = self.args
         check_strategy(self.accelerator, args)
-        check_sharding(self.accelerator)
-        check_own_rates(self.accelerator)
+        self.strategy.check()
+        self.strategy.check_own_rates()
         prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
         check_reading(self.reward.sources, prompts, args.max_completion_length)
         rows = {name: these.rows for name, these in prompts.items()}
@@ -177,9 +176,9 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
                 source.model.to(args.device)
         if "gradient_norms" in self.algorithm.needs:
-            check_unsharded(self.accelerator, args.algorithm, "a gradient per response")
+            self.strategy.check_whole(args.algorithm, "a gradient per response")
         if self.algorithm.critic == "Q":
-            check_unsharded(self.accelerator, args.algorithm, "single rows of the Q head, so")
+            self.strategy.check_whole(args.algorithm, "single rows of the Q head, so")
         self.sampler_guard = SamplerGuard(
             mismatch_bound(self.model.policy, args.bf16 or args.fp16), args.max_skipped_updates
         )

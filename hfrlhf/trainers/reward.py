@@ -27,7 +27,6 @@ from ..models.libraries import TRAINING_ARGS_NAME
 from ..models.policy.loading import load_tokenizer
 from ..models.quiet import quietly
 from ..models.reward.scoring import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
-from ..models.sharding import check_sharding
 from ..reporting.model_card import write_model_card
 from ..reporting.progress import lines_above_bar
 from ..reporting.run_files import files_of_pairs
@@ -118,7 +117,7 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
         for callback in (self.interruption, self.files, LastStepLog()):
             self.add_callback(callback)
         check_strategy(self.accelerator, args)
-        check_sharding(self.accelerator)
+        self.strategy.check()
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
         check_saving_reward(self)
 

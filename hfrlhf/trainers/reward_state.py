@@ -149,7 +149,7 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         """The model's weights, in place, and all of them."""
         own = self.accelerator.unwrap_model(self.model)
-        if self.is_fsdp_enabled:
+        if self.strategy.is_prepared(self.model_wrapped):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         elif isinstance(own, PeftModel):
             load_adapter_weights(own, Path(resume_from_checkpoint), POLICY_ADAPTER)

@@ -31,7 +31,6 @@ from ..experience import Experience, Prompts, chunks_by_length, concatenate
 from ..learning.optimizer import is_class
 from ..learning.reward_checks import EqualScores
 from ..models.libraries import gather_object, gradients_stay
-from ..models.sharding import backward, engine_step, strategy, whole_parameters
 from ..reporting.comparison import Comparison
 from ..reporting.curves import plot_curves
 from ..reporting.metrics import Metrics, check_first_ratio, evaluation_metric_names
@@ -180,7 +179,7 @@ class RolloutLoop(RunState):
             return self.finish_step(torch.zeros((), device=self.args.device))
         batch = Experience(**self._prepare_inputs(inputs))
         chunks = chunks_by_length(batch.lengths, self.args.max_tokens_per_micro_batch)
-        count = self._passes(len(chunks))
+        count = self.strategy.passes(len(chunks))
         total = torch.zeros((), device=self.args.device)
         for i in range(count):
             idle = i >= len(chunks)  # the shortest rows once more, for nothing
@@ -189,18 +188,11 @@ class RolloutLoop(RunState):
                 total += self._chunk_step(model, chunk, num_items_in_batch, idle)
         return self.finish_step(total)
 
-    def _passes(self: Any, own: int) -> int:
-        """How many forward and backward passes this micro-batch takes, where parameters or gradients lie in pieces:
-        there every pass is one of all processes, so that a process with fewer chunks than another adds idle ones."""
-        if strategy(self.accelerator) == "DDP":
-            return own
-        return int(self.accelerator.gather(torch.tensor([own], device=self.args.device)).max())
-
     def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any, idle: bool = False) -> Tensor:
         loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)
         if idle:
             loss, sums = loss * 0, {}
-        backward(self.accelerator, loss, self.accelerator.sync_gradients)
+        self.strategy.backward(loss, self.accelerator.sync_gradients)
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return loss.detach()
@@ -227,9 +219,8 @@ class RolloutLoop(RunState):
         if took_part:
             self._note(self._token_means())
         self.sums = {}
-        engine_owns_gradients = strategy(self.accelerator) == "DEEPSPEED"
-        if took_part and engine_owns_gradients:
-            engine_step(self.accelerator, self.resting_groups())
+        if took_part and self.strategy.owns_gradients:
+            self.strategy.step(self.resting_groups())
         elif self.policy_rests:
             # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
             self.unwrapped().stop_policy_gradients(whole=self.trunk_rests)
@@ -308,7 +299,7 @@ class RolloutLoop(RunState):
     def whole_model(self: Any) -> AbstractContextManager:
         """Every parameter at hand on every process, for a rollout or an evaluation; all enter and leave together."""
         self.optimizer_mode("eval")
-        return whole_parameters(self.model_wrapped, self.args.device)
+        return self.strategy.whole(self.model_wrapped, self.args.device)
 
     def unwrapped(self: Any) -> Any:
         """The actor-critic itself."""

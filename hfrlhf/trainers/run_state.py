@@ -18,7 +18,7 @@ from ..experience import Experience
 from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.quiet import quietly
-from ..models.sharding import in_pieces, is_prepared, strategy
+from ..models.sharding import in_pieces
 from ..reporting.model_card import write_model_card
 from ..reporting.policy_card import policy_card
 from ..reporting.progress import lines_above_bar
@@ -191,5 +191,5 @@ class RunState(WholeRunLoss, SafeCheckpoints):
 
     @property
     def is_sharded(self: Any) -> bool:
-        """Whether DeepSpeed or FSDP hold the model by now."""
-        return strategy(self.accelerator) != "DDP" and is_prepared(self.model_wrapped)
+        """Whether the strategy holds the model by now, and loads it."""
+        return self.strategy.is_prepared(self.model_wrapped)

@@ -16,7 +16,6 @@ from transformers.utils import logging
 from ..core.trust_region import LineSearch, Trial, conjugate_gradient, line_search, natural_step
 from ..learning.trust_region import TrustRegionProblem
 from ..models.libraries import attention_of
-from ..settings.algorithm_checks import check_unsharded
 from ..settings.policy_gradient import TRPOConfig
 from .policy_gradient import PolicyGradientTrainer
 
@@ -44,7 +43,7 @@ class TRPOTrainer(PolicyGradientTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        check_unsharded(self.accelerator, self.args.algorithm, "natural gradients")
+        self.strategy.check_whole(self.args.algorithm, "natural gradients")
         attention = attention_of(self.model.policy.config)
         if attention not in ("sdpa", "eager"):
             raise ValueError(

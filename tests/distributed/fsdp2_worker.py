@@ -25,7 +25,8 @@ from hfrlhf.experience import Rollout
 from hfrlhf.models.adapters import with_adapter
 from hfrlhf.models.policy.actor_critic import ActorCritic
 from hfrlhf.models.policy.loading import load_policy, load_value_model
-from hfrlhf.models.sharding import in_pieces, whole_parameters
+from hfrlhf.models.sharding import in_pieces
+from hfrlhf.models.strategies.fully_sharded import unsharded
 from hfrlhf.rollout.generation import TransformersGenerator
 from tests.trainers.helpers import prompts
 
@@ -91,7 +92,7 @@ def run(model: str, kind: str, folder: Path) -> dict[str, Any]:
     generators = [TransformersGenerator(2), TransformersGenerator(9)]
     mine = prompt_batch(data, rows[rank], rows[rank])
     sharded.eval()
-    with whole_parameters(sharded, "cpu"):
+    with unsharded(sharded):
         rollout = generators[rank].generate(sharded.policy, mine, (7, 1))
         with torch.no_grad():  # as many evaluations as this process likes
             seen = [sharded(rollout).logprobs for _ in range(1 + rank)]

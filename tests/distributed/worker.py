@@ -63,9 +63,9 @@ def build_reward(model: str, folder: Path, changes: dict[str, Any]) -> Any:
 def watch(built: Any) -> dict[str, list[Any]]:
     """What was sampled in each rollout, and how many chunks each micro-batch of this process had."""
     seen: dict[str, list[Any]] = {"rollouts": [], "chunks": []}
-    after, passes = built.after_rollout, built._passes
+    after, passes = built.after_rollout, built.strategy.passes
     built.after_rollout = lambda e: (seen["rollouts"].append(e.completion_lists()), after(e))[1]
-    built._passes = lambda own: (seen["chunks"].append(own), passes(own))[1]
+    built.strategy.passes = lambda own: (seen["chunks"].append(own), passes(own))[1]
     return seen
 
 

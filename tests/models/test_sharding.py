@@ -18,7 +18,8 @@ from transformers.integrations import deepspeed as transformers_deepspeed
 from hfrlhf.models.policy.actor_critic import ActorCritic
 from hfrlhf.models.policy.loading import load_policy
 from hfrlhf.models.reward.scoring import load_reward_model
-from hfrlhf.models.sharding import check_own_rates, check_sharding, loaded_whole, whole_parameters
+from hfrlhf.models.sharding import loaded_whole, strategy_of
+from hfrlhf.models.strategies.data_parallel import broken_parameters
 
 
 class Zero3:
@@ -64,29 +65,53 @@ def fsdp(version: int, kind: str) -> Any:
 def test_settings_under_which_no_model_would_be_saved_are_refused() -> None:
     gathers = {"stage3_gather_16bit_weights_on_model_save": True}
     with pytest.raises(ValueError, match="zero3_save_16bit_model: true"):
-        check_sharding(deepspeed(zero_optimization={"stage": 3}))
+        strategy_of(deepspeed(zero_optimization={"stage": 3})).check()
     for stage, more in ((2, {}), (3, gathers)):
-        check_sharding(deepspeed(zero_optimization={"stage": stage} | more))
+        strategy_of(deepspeed(zero_optimization={"stage": stage} | more)).check()
     for accelerator in (fsdp(1, "FULL_STATE_DICT"), fsdp(2, "SHARDED_STATE_DICT")):
         with pytest.raises(ValueError, match="fsdp_state_dict_type: FULL_STATE_DICT"):
-            check_sharding(accelerator)
-    check_sharding(fsdp(2, "StateDictType.FULL_STATE_DICT"))
-    check_sharding(SimpleNamespace(distributed_type="MULTI_GPU"))
+            strategy_of(accelerator).check()
+    strategy_of(fsdp(2, "StateDictType.FULL_STATE_DICT")).check()
+    strategy_of(SimpleNamespace(distributed_type="MULTI_GPU")).check()
 
 
 @pytest.mark.parametrize("own", ["optimizer", "scheduler"])
 def test_an_optimiser_or_schedule_of_deepspeeds_is_refused(own: str) -> None:
     with pytest.raises(ValueError, match=rf"its own {own}, .* separate learning rates"):
-        check_own_rates(deepspeed(zero_optimization={"stage": 2}, **{own: {"type": "AdamW"}}))
-    check_own_rates(deepspeed(zero_optimization={"stage": 2}))
+        strategy_of(deepspeed(zero_optimization={"stage": 2}, **{own: {"type": "AdamW"}})).check_own_rates()
+    strategy_of(deepspeed(zero_optimization={"stage": 2})).check_own_rates()
+
+
+@pytest.mark.parametrize("accelerator", [deepspeed(), fsdp(2, "FULL_STATE_DICT")])
+def test_what_needs_whole_parameters_is_refused_where_they_lie_in_pieces(accelerator: Any) -> None:
+    kind = accelerator.distributed_type
+    with pytest.raises(ValueError, match=rf"`algorithm='trpo'` needs gradients of whole parameters, which {kind}"):
+        strategy_of(accelerator).check_whole("trpo", "gradients")
+    strategy_of(SimpleNamespace(distributed_type="MULTI_CPU")).check_whole("trpo", "gradients")
+
+
+@pytest.mark.parametrize("value, broken", [(1e30, False), (float("inf"), True), (float("nan"), True), (0.0, False)])
+def test_a_gradient_is_broken_where_a_number_of_it_is_not_finite_and_not_where_its_square_is_not(
+    value: float, broken: bool
+) -> None:
+    model, plain = torch.nn.Linear(3, 2), strategy_of(SimpleNamespace(distributed_type="NO"))
+    assert plain.broken_gradient(model, scaled=False) == (False, True), "no gradient at all"
+    model.weight.grad = torch.ones(2, 3)
+    model.weight.grad[1, 2] = value
+    assert plain.broken_gradient(model, scaled=False) == (broken, True)
+    assert plain.broken_gradient(model, scaled=True) == (False, True), "the scaler's own business"
+    assert broken_parameters(model) == ["weight"] * broken
+    model.weight.grad[1, 2], model.bias.grad = 0.0, torch.full((2,), 2.0)
+    assert plain.gradient_norm(model) == pytest.approx((5 + 8) ** 0.5)
 
 
 def test_a_whole_model_is_left_alone_and_brought_to_its_device(tiny_model_folder: Path) -> None:
     model = load_policy(str(tiny_model_folder))
     before = {name: p.clone() for name, p in model.named_parameters()}
-    with whole_parameters(model, "cpu"):
+    plain = strategy_of(SimpleNamespace(distributed_type="NO"))
+    with plain.whole(model, "cpu"):
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    with whole_parameters(model, "meta"):
+    with plain.whole(model, "meta"):
         assert {p.device.type for p in model.parameters()} == {"meta"}
 
 

@@ -1,0 +1,1 @@
+"""Distribution strategies: a file each, and the table that names them."""
