@@ -7,11 +7,12 @@ recorded as it is drawn; and rows that are done leave the loop. `generate()` is 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
 from ..models.anatomy.sizes import largest
 from ..models.policy.checks import check_positions
+from .contract import Sampling
 from .decoding import Decoding, rows_in_loop
 from .examination import examined
 from .sampling import draw, warn_of_own_sampling
@@ -28,14 +30,6 @@ from .sampling import draw, warn_of_own_sampling
 LEAVING_SHARE = 1 / 16
 # Beyond this many rows a forward is no more efficient per row.
 MOST_ROWS = 512
-
-
-class Generator(Protocol):
-    """A backend that samples responses."""
-
-    def generate(self, model: Any, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
-        """One response per prompt from the model, random only in the address and the prompts' episodes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,11 @@ class TransformersGenerator:
     stop_token_id: int | None = None
     max_rows: int | None = None
     vocabulary: int | None = None
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> TransformersGenerator:
+        """The generator of a run."""
+        return cls(**dataclasses.asdict(sampling))
 
     def __post_init__(self) -> None:
         if self.max_completion_length < 1:

@@ -217,7 +217,7 @@ POLICY_ARGUMENTS: Mapping[str, str] = {
     "model_init": "none: build the model yourself, and pass it as `model`",
     "num_shared_layers": "none: the reference is a frozen copy, or the policy with its adapter off",
     "tools": "none: a response is one turn of text; to show tools to the template, give the dataset a column `tools`",
-    "rollout_func": _ONE_TURN,
+    "rollout_func": "generator (an object with generate(model, prompts, address); a response is one turn of text)",
     "environment_factory": _ONE_TURN,
     "data_collator": "none: prompts are batched by the trainer",
     "training_data_collator": "none: prompts are batched by the trainer",

@@ -78,6 +78,9 @@ class PolicyGradientConfig(TrainingArguments):
         "Episodes per rollout over all processes. Default: per_device_train_batch_size × gradient_accumulation_steps × "
         "processes × num_mini_batches. If set, per_device_train_batch_size follows from it.",
     )
+    generator: str = described(
+        "transformers", "Who samples the responses: a row of rollout/generators.py. An object of yours: `generator=`."
+    )
     num_generations: int = described(1, "Responses sampled per prompt. More than 1 for baselines over a group.")
     max_prompt_length: int | None = described(512, "Tokens. Longer prompts are left out, counted and reported.")
     max_completion_length: int = described(128, "Tokens. A response is cut off here if no stop token came.")

@@ -49,7 +49,8 @@ from ..reporting.metrics import check_start, kl_per_response, rollout_metrics, s
 from ..reporting.progress import show_on_bar
 from ..rewards.completions import completions_of
 from ..rewards.sources import Completions, FunctionReward, reward_source
-from ..rollout.generation import TransformersGenerator
+from ..rollout.contract import Generator, Sampling
+from ..rollout.generators import check_generator, generator_of, sample
 from ..runs.guard import check_kl, together
 from ..runs.processes import check_same_everywhere, check_strategy
 from ..settings.algorithm_checks import check_value_model
@@ -85,6 +86,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             trains, the trainer's own heads and adapters too, so a class with its settings is the simpler way.
         peft_config: train this adapter instead of all weights; the reference is then the policy with its adapter off.
         quantization_config: load the policy quantised (needs `peft_config`).
+        generator: who samples the responses, in place of the one that `args.generator` names: any object with
+            `generate(model, prompts, address) -> Rollout` (`rollout/contract.py`).
 
     Raises:
         TypeError, ValueError: at construction, for input that cannot work; the message says what was passed and what
@@ -113,8 +116,10 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         peft_config: Any = None,
         quantization_config: Any = None,
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        generator: Generator | str | None = None,
     ):
         check_trainer(args, type(self))
+        check_generator(generator, args.generator)
         self.algorithm = algorithm_named(args.algorithm)
         check_value_model(value_model, args.algorithm, self.algorithm)
         tokenizer = load_tokenizer(processing_class, model)
@@ -145,13 +150,13 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self._start(tokenizer)
+        self._start(tokenizer, generator)
 
     def _prepare_data(self, train_dataset: Any, eval_dataset: Any, tokenizer: Any, args: PolicyGradientConfig) -> None:
         self.prompts = prepare_prompts(train_dataset, tokenizer, args.max_prompt_length, "train")
         self.eval_prompts = prepare_evaluation(eval_dataset, tokenizer, args.max_prompt_length)
 
-    def _start(self, tokenizer: Any) -> None:
+    def _start(self, tokenizer: Any, generator: Generator | str | None) -> None:
         args = self.args
         check_strategy(self.accelerator, args)
         self.strategy.check()
@@ -166,9 +171,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
         check_stop_token(stop, tokenizer, self.model.policy)
         warn_of_other_stops(self.model, tokenizer, stop)
-        self.generator = TransformersGenerator(
-            args.max_completion_length, args.temperature, stop, vocabulary=self.model.vocabulary
-        )
+        self.sampling = Sampling(args.max_completion_length, args.temperature, stop, self.model.vocabulary)
+        self.generator = generator_of(generator, args.generator, self.sampling)
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()
@@ -223,7 +227,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         """One response per prompt from the policy, its randomness a function of the address."""
         self.model.eval()
         with self.accelerator.autocast():
-            return self.generator.generate(self.model.policy, prompts.to(self.args.device), address).to("cpu")
+            return sample(self.generator, self.model.policy, prompts.to(self.args.device), address, self.sampling)
 
     def score(self, completions: Completions) -> tuple[Tensor, Tensor]:
         """[B] weighted scores of the reward functions, and [B,S] what each of them said."""

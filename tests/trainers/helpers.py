@@ -60,6 +60,7 @@ def trainer(model: Any, folder: Path, tokenizer: Any = None, **changes: Any) -> 
         "ref_model",
         "callbacks",
         "reward_processing_classes",
+        "generator",
     }
     own |= {"peft_config", "quantization_config"}
     given = {name: changes.pop(name) for name in list(changes) if name in own}
