@@ -9,6 +9,8 @@ import difflib
 from dataclasses import dataclass
 
 from .core.advantages import PSI
+from .core.policy_losses import POLICY_LOSSES
+from .core.rows import options_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Algorithm:
     def reuses_rollouts(self) -> bool:
         """Whether a rollout may serve several optimiser steps: an importance ratio has to correct the later ones."""
         return self.loss != "score_function" and self.update == "gradient"
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The options that its Ψ and its loss read: the keyword arguments of their functions."""
+        return options_of(PSI[self.psi]) | options_of(POLICY_LOSSES[self.loss])
 
     @property
     def is_ppo(self) -> bool:

@@ -28,6 +28,14 @@ def text_of(node: ast.expr | None, names: Mapping[str, Any]) -> str:
         return _in_parts(node, names)
 
 
+def words_of(node: ast.expr | None, names: Mapping[str, Any]) -> tuple[str, ...]:
+    """The words that an option may be; none where any will do, or where it cannot be worked out."""
+    try:
+        return tuple(str(word) for word in _worked_out(node, names) if word is not None) if node is not None else ()
+    except Exception:
+        return ()
+
+
 def _worked_out(node: ast.expr, names: Mapping[str, Any]) -> Any:
     known = {"__builtins__": FUNCTIONS, **names}
     return eval(compile(ast.fix_missing_locations(ast.Expression(node)), "<help>", "eval"), known)

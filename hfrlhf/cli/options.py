@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .computed import literal, text_of
+from ..settings.fields import with_unit
+from .computed import literal, text_of, words_of
 
 # Where a library's class really is, for names that are imported from the library's front door.
 HOMES = {
@@ -23,18 +24,19 @@ HOMES = {
     ("trl", "SFTConfig"): "trl.trainer.sft_config",
 }
 NOT_READ = object()  # a default that the source computes
-FIELD_MAKERS = {"field", "described", "_described"}
+FIELD_MAKERS = {"field", "setting"}  # of dataclasses, and of our own settings
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field as an option: its annotation, default, help and choices, as the source has them."""
+    """A field as an option: its annotation, default, help, choices and `Interval`, as the source has them."""
 
     name: str
     annotation: str
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    range: str = ""
 
     @property
     def kinds(self) -> set[str]:
@@ -143,9 +145,10 @@ def _option(
     default = _value(given["default"], constants) if "default" in given else NOT_READ
     if "default_factory" in given:
         default = {"list": [], "dict": {}}.get(ast.unparse(given["default_factory"]), NOT_READ)
-    choices = _value(given["choices"], constants) if "choices" in given else ()
-    words = tuple(map(str, choices)) if isinstance(choices, list | tuple) else ()
-    return Option(name, annotation, default, _help(given.get("help"), constants, module), words)
+    names = _names(given.values(), constants, module)
+    unit, numbers = (str(_value(given.get(key, ast.Constant("")), constants)) for key in ("unit", "range"))
+    text = with_unit(text_of(given.get("help"), names), unit)
+    return Option(name, annotation, default, text, words_of(given.get("choices"), names), numbers)
 
 
 def _value(node: ast.expr, constants: dict[str, Any]) -> Any:
@@ -157,11 +160,11 @@ def _value(node: ast.expr, constants: dict[str, Any]) -> Any:
         return NOT_READ
 
 
-def _help(node: ast.expr | None, constants: Mapping[str, Any], module: str) -> str:
-    """A help text, with what it takes from this module and from those that it imports."""
-    used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} if node is not None else set()
+def _names(nodes: Iterable[ast.expr], constants: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """What a declaration takes from this module and from those that it imports."""
+    used = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
     found = {name: _literal_of(module, name) for name in used - set(constants)}
-    return text_of(node, dict(constants) | {name: value for name, value in found.items() if value is not NOT_READ})
+    return dict(constants) | {name: value for name, value in found.items() if value is not NOT_READ}
 
 
 def _literal_of(module: str, name: str) -> Any:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from hfrlhf.core.returns import (
     shifted,
     total_return,
 )
+from hfrlhf.core.rows import rows
 
 
 def td_error(
@@ -104,93 +104,107 @@ class PsiOptions:
     expected_values: Tensor | None = None
 
 
-Psi = Callable[[Tensor, Tensor, Tensor, PsiOptions], Tensor]
+# The rows. Each docstring is the formula that the table of algorithms shows; the keyword arguments are the options.
 
 
-# The rows. Each docstring is the formula that the table of algorithms shows.
-
-
-def _total_return(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _total_return(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """R(τ)"""
-    return _per_token(total_return(rewards, mask, options.gamma), mask)
+    return _per_token(total_return(rewards, mask, gamma), mask)
 
 
-def _constant_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _constant_baseline(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, exclude_self: bool) -> Tensor:
     """R(τ) − mean R(τ)"""
-    total = total_return(rewards, mask, options.gamma)
-    return _per_token(total - baselines.constant(total, options.exclude_self), mask)
+    total = total_return(rewards, mask, gamma)
+    return _per_token(total - baselines.constant(total, exclude_self), mask)
 
 
-def _minimal_variance_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _minimal_variance_baseline(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, exclude_self: bool, grad_sq_norms: Tensor
+) -> Tensor:
     """R(τ) − Σ‖g‖²R(τ)/Σ‖g‖²"""
-    total = total_return(rewards, mask, options.gamma)
-    norms = _given(options.grad_sq_norms, "minimal_variance_baseline", "grad_sq_norms")
-    return _per_token(total - baselines.minimal_variance(total, norms, options.exclude_self), mask)
+    total = total_return(rewards, mask, gamma)
+    return _per_token(total - baselines.minimal_variance(total, grad_sq_norms, exclude_self), mask)
 
 
-def _reward_to_go(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _reward_to_go(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """R_t"""
-    return reward_to_go(rewards, mask, options.gamma)
+    return reward_to_go(rewards, mask, gamma)
 
 
-def _reward_to_go_constant_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _reward_to_go_constant_baseline(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, exclude_self: bool
+) -> Tensor:
     """R_t − mean R(τ)"""
-    baseline = baselines.constant(total_return(rewards, mask, options.gamma), options.exclude_self)
-    return masked(reward_to_go(rewards, mask, options.gamma) - baseline.unsqueeze(-1), mask)
+    baseline = baselines.constant(total_return(rewards, mask, gamma), exclude_self)
+    return masked(reward_to_go(rewards, mask, gamma) - baseline.unsqueeze(-1), mask)
 
 
-def _time_dependent_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _time_dependent_baseline(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, exclude_self: bool
+) -> Tensor:
     """R_t − mean R_t of those running"""
-    to_go = reward_to_go(rewards, mask, options.gamma)
-    return masked(to_go - baselines.time_dependent(to_go, mask, options.exclude_self), mask)
+    to_go = reward_to_go(rewards, mask, gamma)
+    return masked(to_go - baselines.time_dependent(to_go, mask, exclude_self), mask)
 
 
-def _leave_one_out(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _leave_one_out(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, group_size: int) -> Tensor:
     """R_t − mean R(τ) of the prompt's others"""
-    baseline = baselines.leave_one_out(total_return(rewards, mask, options.gamma), options.group_size)
-    return masked(reward_to_go(rewards, mask, options.gamma) - baseline.unsqueeze(-1), mask)
+    baseline = baselines.leave_one_out(total_return(rewards, mask, gamma), group_size)
+    return masked(reward_to_go(rewards, mask, gamma) - baseline.unsqueeze(-1), mask)
 
 
-def _group_normalised(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _group_normalised(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, group_size: int) -> Tensor:
     """(R(τ) − mean) / std over the prompt's responses"""
-    return _per_token(baselines.group_normalised(total_return(rewards, mask, options.gamma), options.group_size), mask)
+    return _per_token(baselines.group_normalised(total_return(rewards, mask, gamma), group_size), mask)
 
 
-def _value_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _value_baseline(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """R_t − V(s_t)"""
-    return masked(reward_to_go(rewards, mask, options.gamma) - at_least_float32(values), mask)
+    return masked(reward_to_go(rewards, mask, gamma) - at_least_float32(values), mask)
 
 
-def _td_error(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _td_error(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, bootstrap_values: Tensor | None = None
+) -> Tensor:
     """δ_t = r_t + γV(s_{t+1}) − V(s_t)"""
-    return td_error(rewards, values, mask, options.gamma, options.bootstrap_values)
+    return td_error(rewards, values, mask, gamma, bootstrap_values)
 
 
-def _n_step(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _n_step(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, n_step: int, bootstrap_values: Tensor | None = None
+) -> Tensor:
     """Σ_{l<n} γˡδ_{t+l}"""
-    return k_step(rewards, values, mask, options.gamma, options.n_step, options.bootstrap_values)
+    return k_step(rewards, values, mask, gamma, n_step, bootstrap_values)
 
 
-def _gae(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap_values: Tensor | None = None,
+) -> Tensor:
     """Σ_l (γλ)ˡδ_{t+l} (GAE)"""
-    return gae(rewards, values, mask, options.gamma, options.gae_lambda, options.bootstrap_values)
+    return gae(rewards, values, mask, gamma, gae_lambda, bootstrap_values)
 
 
-def _action_value(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _action_value(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Q(s_t, a_t)"""
     return masked(at_least_float32(values), mask)
 
 
-def _expected_baseline(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _expected_baseline(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, best_values: Tensor, expected_values: Tensor
+) -> Tensor:
     """r_t + γ·max_a Q(s_{t+1}, a) − Σ_a π(a|s_t)Q(s_t, a)"""
-    best = _given(options.best_values, "expected_baseline", "best_values")
-    expected = _given(options.expected_values, "expected_baseline", "expected_values")
-    return expected_baseline(rewards, best, expected, mask, options.gamma)
+    return expected_baseline(rewards, best_values, expected_values, mask, gamma)
 
 
-def _discounted_rewards(rewards: Tensor, values: Tensor, mask: Tensor, options: PsiOptions) -> Tensor:
+def _discounted_rewards(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """γᵗ⁻¹r_t"""
-    return discounted_rewards(rewards, mask, options.gamma)
+    return discounted_rewards(rewards, mask, gamma)
 
 
 def _per_token(per_sequence: Tensor, mask: Tensor) -> Tensor:
@@ -198,28 +212,25 @@ def _per_token(per_sequence: Tensor, mask: Tensor) -> Tensor:
     return masked(per_sequence.unsqueeze(-1).expand(mask.shape), mask)
 
 
-def _given(tensor: Tensor | None, row: str, option: str) -> Tensor:
-    if tensor is None:
-        raise ValueError(f"PSI[{row!r}] needs PsiOptions({option}=…), which was not given")
-    return tensor
-
-
 # PSI[name](rewards, values, mask, options) -> [B,A]; the names are the rows of SPEC §5. `values` are V(s_t), or
 # Q(s_t, a_t) where the critic is a Q head.
-PSI: dict[str, Psi] = {
-    "total_return": _total_return,
-    "constant_baseline": _constant_baseline,
-    "minimal_variance_baseline": _minimal_variance_baseline,
-    "reward_to_go": _reward_to_go,
-    "reward_to_go_constant_baseline": _reward_to_go_constant_baseline,
-    "time_dependent_baseline": _time_dependent_baseline,
-    "leave_one_out": _leave_one_out,
-    "group_normalised": _group_normalised,
-    "value_baseline": _value_baseline,
-    "td_error": _td_error,
-    "n_step": _n_step,
-    "gae": _gae,
-    "action_value": _action_value,
-    "expected_baseline": _expected_baseline,
-    "discounted_rewards": _discounted_rewards,
-}
+PSI = rows(
+    "PSI",
+    {
+        "total_return": _total_return,
+        "constant_baseline": _constant_baseline,
+        "minimal_variance_baseline": _minimal_variance_baseline,
+        "reward_to_go": _reward_to_go,
+        "reward_to_go_constant_baseline": _reward_to_go_constant_baseline,
+        "time_dependent_baseline": _time_dependent_baseline,
+        "leave_one_out": _leave_one_out,
+        "group_normalised": _group_normalised,
+        "value_baseline": _value_baseline,
+        "td_error": _td_error,
+        "n_step": _n_step,
+        "gae": _gae,
+        "action_value": _action_value,
+        "expected_baseline": _expected_baseline,
+        "discounted_rewards": _discounted_rewards,
+    },
+)

@@ -8,7 +8,6 @@ finite (the records hold 0), because a NaN in Ψ would come back as NaN · 0 in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from hfrlhf.core.kl import MAX_LOG_RATIO, k3
 from hfrlhf.core.masking import at_least_float32
+from hfrlhf.core.rows import rows
 
 
 def score_function(logprobs: Tensor, psi: Tensor) -> Tensor:
@@ -117,18 +117,32 @@ class PolicyLossOptions:
     penalty_coef: float = 1.0
 
 
-# POLICY_LOSSES[name](logprobs, old_logprobs, psi, options) -> [B,A].
-PolicyLoss = Callable[[Tensor, Tensor, Tensor, PolicyLossOptions], Tensor]
-POLICY_LOSSES: dict[str, PolicyLoss] = {
-    "score_function": lambda new, old, psi, options: score_function(new, psi),
-    "importance_weighted": lambda new, old, psi, options: importance_weighted(new, old, psi),
-    "sequence_weighted": lambda new, old, psi, options: sequence_weighted(new, old, psi),
-    "per_decision_weighted": lambda new, old, psi, options: per_decision_weighted(new, old, psi),
-    "ppo_clip": lambda new, old, psi, options: ppo_clip(
-        new, old, psi, options.clip_low, options.clip_high, options.dual_clip
-    ),
-    "ppo_penalty": lambda new, old, psi, options: ppo_penalty(new, old, psi, options.penalty_coef),
-}
+def _score_function(new: Tensor, old: Tensor, psi: Tensor) -> Tensor:
+    return score_function(new, psi)
+
+
+def _ppo_clip(
+    new: Tensor, old: Tensor, psi: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Tensor:
+    return ppo_clip(new, old, psi, clip_low, clip_high, dual_clip)
+
+
+def _ppo_penalty(new: Tensor, old: Tensor, psi: Tensor, *, penalty_coef: float) -> Tensor:
+    return ppo_penalty(new, old, psi, penalty_coef)
+
+
+# POLICY_LOSSES[name](logprobs, old_logprobs, psi, options) -> [B,A]; the keyword arguments are the options read.
+POLICY_LOSSES = rows(
+    "POLICY_LOSSES",
+    {
+        "score_function": _score_function,
+        "importance_weighted": importance_weighted,
+        "sequence_weighted": sequence_weighted,
+        "per_decision_weighted": per_decision_weighted,
+        "ppo_clip": _ppo_clip,
+        "ppo_penalty": _ppo_penalty,
+    },
+)
 
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

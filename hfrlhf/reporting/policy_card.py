@@ -10,8 +10,8 @@ from peft import PeftModel
 from ..algorithms import algorithm_named
 from ..models.libraries import name_or_path
 from ..models.quantization import quantization_arguments
-from ..settings.algorithm_checks import CRITIC_FIELDS, OPTION_FIELDS, options_read
-from ..settings.run_length import without_the_other_length
+from ..settings.algorithm_checks import unread_settings
+from ..settings.declarations import shown_settings
 from .curves import CURVES
 from .model_card import CardFacts
 from .samples import as_text
@@ -22,25 +22,13 @@ the KL divergence from the model it started from. Sample at temperature {tempera
 not trained for. A high score means that the reward source likes the text, not that the text is true or harmless.
 """
 
-_SHOWN = (
-    *("algorithm", "learning_rate", "value_learning_rate", "rollout_batch_size", "num_generations", "num_ppo_epochs"),
-    *("num_mini_batches", "max_completion_length", "temperature", "missing_eos_penalty", "kl_coef", "kl_target"),
-    *("gamma", *OPTION_FIELDS, "clip_range_value", "vf_coef", "ent_coef", "whiten_advantages", "loss_normalization"),
-    *("value_epochs", "max_kl", "cg_iterations", "cg_damping", "max_steps", "num_train_epochs", "seed"),
-)
-
-
 EXAMPLES, LONGEST_EXAMPLE = 32, 300  # prompts looked at for one to try, and its characters at most
 
 
 def _settings(args: Any) -> dict[str, Any]:
     """The settings worth knowing, without those that the algorithm does not read."""
-    row = algorithm_named(args.algorithm)
-    unread = {name for name, option in OPTION_FIELDS.items() if option not in options_read(row)}
-    if row.critic is None:
-        unread |= set(CRITIC_FIELDS)
-    said = {name: getattr(args, name, None) for name in without_the_other_length(_SHOWN, args) if name not in unread}
-    return {name: value for name, value in said.items() if value is not None}
+    unread = unread_settings(args, algorithm_named(args.algorithm))
+    return {k: value for k, value in shown_settings(args).items() if k not in unread and value is not None}
 
 
 def _rewards(reward: Any) -> str:

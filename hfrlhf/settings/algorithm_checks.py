@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import torch
-
 from ..algorithms import ALGORITHMS, Algorithm
-from ..core.advantages import PSI, PsiOptions
-from ..core.policy_losses import POLICY_LOSSES, PolicyLossOptions
 from .checks import is_set
-
-# What only a critic uses. A field counts as set where its value is not the default of the configuration's own class.
-CRITIC_FIELDS = ("vf_coef", "value_learning_rate", "critic_warmup_rollouts", "clip_range_value", "value_epochs")
-
-# Settings that some Ψ and losses read, and the option they read it from.
-OPTION_FIELDS = {
-    "gae_lambda": "gae_lambda",
-    "n_step": "n_step",
-    "exclude_self": "exclude_self",
-    "bootstrap_truncated": "bootstrap_values",
-    "clip_range": "clip_low",
-    "clip_range_high": "clip_high",
-    "dual_clip": "dual_clip",
-    "penalty_target": "penalty_coef",
-}
+from .declarations import declarations
 
 # Which trainer knows which update.
 TRAINERS = {
@@ -55,38 +36,29 @@ def check_algorithm(args: Any, row: Algorithm) -> None:
             f"`algorithm={name!r}` compares the responses to one prompt, but `num_generations={args.num_generations}`; "
             "use at least 2, typically 4 to 16"
         )
-    _check_critic(args, row)
-    read = options_read(row)
-    for field, option in OPTION_FIELDS.items():
-        if option not in read and is_set(args, field):
-            readers = [other for other, r in ALGORITHMS.items() if option in options_read(r)]
+    _check_readers(args, row)
+
+
+def unread_settings(args: Any, row: Algorithm) -> list[str]:
+    """The settings that would do nothing: what only a critic, or an option of another Ψ or loss, reads."""
+    return [name for name, declared in declarations(type(args)).items() if not _reads(row, declared.read_by)]
+
+
+def _reads(row: Algorithm, read_by: str) -> bool:
+    return row.critic is not None if read_by == "critic" else not read_by or read_by in row.options
+
+
+def _check_readers(args: Any, row: Algorithm) -> None:
+    """Refuse settings that would do nothing."""
+    for name in filter(lambda name: is_set(args, name), unread_settings(args, row)):
+        read_by, said = declarations(type(args))[name].read_by, f"`{name}={getattr(args, name)!r}` would do nothing"
+        if read_by == "critic":
             raise ValueError(
-                f"`{field}={getattr(args, field)!r}` would do nothing in `algorithm={name!r}`; leave it out, or use "
-                f"one of {', '.join(readers)}"
+                f"`algorithm={args.algorithm!r}` has no critic, so {said}; leave it out, or use an algorithm with a "
+                "critic, such as 'vpg' or 'ppo_clip'"
             )
-
-
-class _Watched:
-    """Options that remember which of them were read."""
-
-    def __init__(self, options: Any) -> None:
-        self._options, self.read = options, set[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        self.read.add(name)
-        return getattr(self._options, name)
-
-
-@cache
-def options_read(row: Algorithm) -> frozenset[str]:
-    """Which options an algorithm's Ψ and loss look at, found by letting them work on two responses of two tokens."""
-    ones, rows = torch.ones(2, 2), torch.ones(2)
-    tensors: dict[str, Any] = {"bootstrap_values": rows, "grad_sq_norms": rows, "best_values": ones}
-    psi_options: Any = _Watched(PsiOptions(group_size=2, expected_values=ones, **tensors))
-    loss_options: Any = _Watched(PolicyLossOptions())
-    psi = PSI[row.psi](ones, ones, ones.bool(), psi_options)
-    POLICY_LOSSES[row.loss](ones, ones, psi, loss_options)
-    return frozenset(psi_options.read | loss_options.read)
+        readers = [other for other, other_row in ALGORITHMS.items() if _reads(other_row, read_by)]
+        raise ValueError(f"{said} in `algorithm={args.algorithm!r}`; leave it out, or use one of {', '.join(readers)}")
 
 
 def check_steps(args: Any, row: Algorithm) -> None:
@@ -105,15 +77,6 @@ def check_steps(args: Any, row: Algorithm) -> None:
             f"`algorithm={args.algorithm!r}` compares the episodes of a rollout, but `rollout_batch_size="
             f"{args.episodes_per_rollout}`; use at least 2, typically 32 or more"
         )
-
-
-def _check_critic(args: Any, row: Algorithm) -> None:
-    for field in CRITIC_FIELDS:
-        if row.critic is None and is_set(args, field):
-            raise ValueError(
-                f"`algorithm={args.algorithm!r}` has no critic, so `{field}={getattr(args, field)!r}` would do "
-                "nothing; leave it out, or use an algorithm with a critic, such as 'vpg' or 'ppo_clip'"
-            )
 
 
 def switched_off(args: Any, row: Algorithm) -> dict[str, Any]:

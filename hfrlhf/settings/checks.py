@@ -1,68 +1,16 @@
-"""The range of every number among the settings, and what is refused whatever the algorithm."""
+"""Values that are refused whatever the algorithm: outside what their setting declares, or against one another."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
-from ..core.kl import KL_ESTIMATORS, KL_PLACES, kl_lacks
-from ..core.masking import LOSS_ITEMS
-from ..experience import OLD_LOGPROBS
+from ..core.kl import KL_PLACES, kl_lacks
 from ..reporting.screen import RunWarning
-from .derived import default_of
-
-INF = float("inf")
-# Numbers of things.
-COUNTS = (
-    *("num_ppo_epochs", "num_mini_batches", "num_generations", "max_prompt_length", "max_completion_length"),
-    *("rollout_batch_size", "critic_warmup_rollouts", "max_tokens_per_micro_batch", "gradient_accumulation_steps"),
-    *("max_skipped_updates", "n_step", "value_epochs", "cg_iterations", "max_backtracks"),
-)
-# Each number's range: low, high, and whether low itself is excluded.
-RANGES = {
-    "learning_rate": (0, INF, False),
-    "value_learning_rate": (0, INF, False),
-    "rollout_batch_size": (1, INF, False),
-    "num_generations": (1, INF, False),
-    "max_prompt_length": (1, INF, False),
-    "max_completion_length": (1, INF, False),
-    "temperature": (0, INF, True),
-    "missing_eos_penalty": (0, INF, False),
-    "reward_clip": (0, INF, True),
-    "reward_timeout": (0, INF, True),
-    "max_skipped_updates": (1, INF, False),
-    "kl_coef": (0, INF, False),
-    "kl_target": (0, INF, True),
-    "kl_limit": (0, INF, True),
-    "kl_horizon": (0, INF, True),
-    "gamma": (0, 1, False),
-    "gae_lambda": (0, 1, False),
-    "num_ppo_epochs": (1, INF, False),
-    "value_epochs": (0, INF, False),
-    "n_step": (1, INF, False),
-    "penalty_target": (0, INF, True),
-    "max_kl": (0, INF, True),
-    "cg_iterations": (1, INF, False),
-    "cg_damping": (0, INF, False),
-    "max_backtracks": (1, INF, False),
-    "num_mini_batches": (1, INF, False),
-    "clip_range": (0, 1, True),
-    "clip_range_high": (0, INF, True),
-    "dual_clip": (1, INF, True),
-    "clip_range_value": (0, INF, False),
-    "vf_coef": (0, INF, False),
-    "ent_coef": (0, INF, False),
-    "target_kl": (0, INF, True),
-    "critic_warmup_rollouts": (0, INF, False),
-    "max_tokens_per_micro_batch": (1, INF, False),
-    "max_grad_norm": (0, INF, False),
-    "weight_decay": (0, INF, False),
-    "adam_epsilon": (0, INF, True),
-    "gradient_accumulation_steps": (1, INF, False),
-    "per_device_train_batch_size": (1, INF, False),
-}
+from .declarations import declarations, default_of
+from .fields import Interval, Setting
 
 
 def is_set(args: Any, name: str) -> bool:
@@ -74,24 +22,50 @@ def _is_finite_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_ranges(args: Any) -> None:
-    """Refuse numbers outside their range, and switches that cannot be honoured.
+def check_numbers(args: Any) -> None:
+    """Refuse numbers outside the range that their setting declares.
 
     Raises:
         ValueError: the message names the setting, its range and what was passed.
     """
-    for name, (low, high, open_low) in RANGES.items():
-        value: Any = getattr(args, name, None)
-        if value is None:
+    for name, declared in declarations(type(args)).items():
+        value: Any = getattr(args, name)
+        if value is None or not (declared.range or declared.whole):
             continue
-        if not _is_finite_number(value):
-            raise ValueError(f"`{name}` must be a finite number, got {value!r}")
-        if not (low < value if open_low else low <= value) or not value <= high:
-            bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < INF else "")
-            raise ValueError(f"`{name}` must be {bounds}, got {value!r}")
-    for name in COUNTS:
-        if getattr(args, name, None) is not None and not isinstance(getattr(args, name), int):
-            raise ValueError(f"`{name}` must be a whole number, got {getattr(args, name)!r}")
+        wrong = _what_is_wrong(value, declared)
+        if wrong:
+            raise ValueError(f"`{name}` " + (declared.refusal or f"must be {wrong}, got {{}}").format(repr(value)))
+
+
+def _what_is_wrong(value: Any, declared: Setting) -> str:
+    """What a number should be and is not; empty where it is."""
+    if not _is_finite_number(value):
+        return "a finite number"
+    if declared.range and value not in Interval(declared.range):
+        return str(Interval(declared.range))
+    return "a whole number" if declared.whole and not isinstance(value, Integral) else ""
+
+
+def check_words(args: Any) -> None:
+    """Refuse words that are none of those that their setting declares.
+
+    Raises:
+        ValueError: the message lists the words.
+    """
+    for name, declared in declarations(type(args)).items():
+        value = getattr(args, name)
+        if declared.choices and value not in declared.choices:
+            raise ValueError(
+                f"`{name}` " + (declared.refusal or f"must be one of {declared.choices}, got {{}}").format(repr(value))
+            )
+
+
+def check_rewards_and_precision(args: Any) -> None:
+    """Refuse weights that are no numbers, and float16 where updates are left out.
+
+    Raises:
+        ValueError: the message says what to set instead.
+    """
     weights = args.reward_weights
     weights = list(weights) if isinstance(weights, list | tuple) else [] if weights is None else [weights]
     if not all(map(_is_finite_number, weights)):
@@ -102,21 +76,20 @@ def check_ranges(args: Any) -> None:
         )
 
 
-def check_choices(args: Any) -> None:
-    """Refuse words that name no row of their table.
+def check_length(args: Any) -> None:
+    """Refuse a run of no length.
 
     Raises:
-        ValueError: the message lists the words.
+        ValueError: neither `max_steps` nor `num_train_epochs` says how long to train.
     """
-    choices = {
-        "kl_estimator": (None, *KL_ESTIMATORS),
-        "kl_in": tuple(KL_PLACES),
-        "loss_normalization": tuple(LOSS_ITEMS),
-        "old_logprobs": tuple(OLD_LOGPROBS),
-    }
-    for name, allowed in choices.items():
-        if getattr(args, name) not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(args, name)!r}")
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(
+            f"`max_steps` must be at least 1, or -1 for as many as `num_train_epochs` gives, got {args.max_steps!r}"
+        )
+    if args.max_steps < 0 and args.num_train_epochs <= 0:
+        raise ValueError(
+            f"`num_train_epochs={args.num_train_epochs!r}` trains nothing; set it above 0, or `max_steps` to at least 1"
+        )
 
 
 def check_kl_settings(args: Any) -> None:
@@ -149,4 +122,40 @@ def check_kl_settings(args: Any) -> None:
         raise ValueError(
             f"`kl_horizon={args.kl_horizon:g}` episodes is too short for rollouts of {args.rollout_batch_size}: "
             f"the coefficient could reach 0 in one update; use more than {args.episodes_per_rollout / 5:g}"
+        )
+
+
+def check_batches(args: Any, per_row: int) -> None:
+    """Refuse batch sizes whose product does not hold.
+
+    Args:
+        args: settings with their `rollout_batch_size`. per_row: episodes of a rollout for each one of a micro-batch.
+
+    Raises:
+        ValueError: the message says which sizes would do.
+    """
+    size = args.episodes_per_rollout
+    if size % args.num_mini_batches:
+        fitting = [m for m in range(1, size + 1) if size % m == 0]
+        nearest = sorted(fitting, key=lambda m: abs(m - args.num_mini_batches))[:2]
+        raise ValueError(
+            f"`num_mini_batches={args.num_mini_batches}` does not divide the rollout of {size} sequences; use "
+            f"{' or '.join(map(str, sorted(nearest)))}, or another `rollout_batch_size`"
+        )
+    if size % per_row:
+        raise ValueError(
+            f"`rollout_batch_size={size}` is not a multiple of {per_row} = gradient_accumulation_steps "
+            f"{args.gradient_accumulation_steps} × processes {args.world_size} × num_mini_batches "
+            f"{args.num_mini_batches}; use {per_row * max(1, size // per_row)} or {per_row * (size // per_row + 1)}"
+        )
+    given = args.per_device_train_batch_size
+    if is_set(args, "per_device_train_batch_size") and given != size // per_row:
+        raise ValueError(
+            f"`rollout_batch_size={size}` and `per_device_train_batch_size={given}` disagree: the latter would "
+            f"have to be {size // per_row}; give one of the two"
+        )
+    if size % args.num_generations:
+        raise ValueError(
+            f"`num_generations={args.num_generations}` does not divide the rollout of {size} sequences; each "
+            "prompt has that many responses"
         )

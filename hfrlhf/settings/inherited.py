@@ -6,17 +6,15 @@ installed `TrainingArguments`; a field that a later release brings is none of th
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
-from numbers import Real
 from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 
 from ..reporting.screen import RunWarning
-from .derived import default_of
+from .declarations import default_of
 
 
 class Refused(NamedTuple):
@@ -128,58 +126,6 @@ REWARD_REFUSED: Mapping[str, Refused] = _BY_NONE | {
         ("random", "group_by_length", "sequential"), "use 'random', 'group_by_length' or 'sequential'"
     ),
 }
-
-# Low, high, and whether they themselves are excluded.
-_INF = float("inf")
-_RANGES: Mapping[str, tuple[float, float, str]] = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, _INF, "")),
-    **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "eval_accumulation_steps"), (1, _INF, "")),
-    **dict.fromkeys(("dataloader_prefetch_factor", "torch_empty_cache_steps"), (1, _INF, "")),
-    **dict.fromkeys(("eval_steps", "eval_delay", "warmup_steps", "dataloader_num_workers"), (0, _INF, "")),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"), (0, _INF, "")),
-    **dict.fromkeys(("save_steps", "logging_steps", "ddp_timeout", "neftune_noise_alpha"), (0, _INF, "low")),
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1, "high")),
-    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1, "")),  # what numpy takes
-}
-_WHOLE = (
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit"),
-    *("eval_accumulation_steps", "dataloader_num_workers", "dataloader_prefetch_factor", "seed", "data_seed"),
-    "max_steps",
-)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_inherited_numbers(args: Any) -> None:
-    """Refuse numbers that transformers would only trip over in the middle of a run, or take for nothing to do.
-
-    Raises:
-        ValueError: the message names the setting, what it may be and what was passed.
-    """
-    for name in (*_RANGES, "max_steps", "num_train_epochs"):
-        value: Any = getattr(args, name)
-        if value is None:
-            continue
-        if not _is_number(value):
-            raise ValueError(f"`{name}` must be a finite number, got {value!r}")
-        low, high, excluded = _RANGES.get(name, (-_INF, _INF, ""))
-        if not (low <= value <= high) or (excluded and value == {"low": low, "high": high}[excluded]):
-            bounds = f"{'above' if excluded == 'low' else 'at least'} {low:g}"
-            bounds += f", {'below' if excluded == 'high' else 'at most'} {high:g}" if high < _INF else ""
-            raise ValueError(f"`{name}` must be {bounds}, got {value!r}")
-        if name in _WHOLE and float(value) % 1:
-            raise ValueError(f"`{name}` must be a whole number, got {value!r}")
-    if args.max_steps == 0 or args.max_steps < -1:
-        raise ValueError(
-            f"`max_steps` must be at least 1, or -1 for as many as `num_train_epochs` gives, got {args.max_steps!r}"
-        )
-    if args.max_steps < 0 and args.num_train_epochs <= 0:
-        raise ValueError(
-            f"`num_train_epochs={args.num_train_epochs!r}` trains nothing; set it above 0, or `max_steps` to at least 1"
-        )
-
 
 # What an AcceleratorConfig may say beside its defaults.
 ACCELERATOR_FOLLOWED = {"gradient_accumulation_kwargs", "use_configured_state", "non_blocking"}

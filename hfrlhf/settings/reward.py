@@ -1,31 +1,22 @@
-"""Settings of the reward trainer: what `TrainingArguments` has, and five fields more."""
+"""Settings of the reward trainer: what `TrainingArguments` has, and seven fields more."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
 from ..reporting.screen import RunWarning
-from .derived import forget_derived, mark_derived, plain
-from .inherited import (
-    FOLLOWED_BY_REWARD,
-    REWARD_REFUSED,
-    check_accelerator_config,
-    check_inherited,
-    check_inherited_numbers,
-)
+from .checks import check_length, check_numbers, check_words
+from .declarations import forget_derived, mark_derived, plain
+from .fields import setting
+from .inherited import FOLLOWED_BY_REWARD, REWARD_REFUSED, check_accelerator_config, check_inherited
 from .launch import check_launch
 from .old_names import REWARD_SETTINGS
 from .unknown_names import refuse_unknown
-
-
-def _described(default: Any, text: str) -> Any:
-    """A dataclass field with its `--help` text."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -38,42 +29,70 @@ class RewardConfig(TrainingArguments):
     """
 
     # Other defaults than TrainingArguments.
-    learning_rate: float = _described(
-        1e-5, "Step size. Typical: 5e-6 to 2e-5 (billions of weights), 1e-4 to 1e-3 (LoRA, or models of a few million)."
+    learning_rate: float = setting(
+        1e-5,
+        "Step size. Typical: 5e-6 to 2e-5 (billions of weights), 1e-4 to 1e-3 (LoRA, or models of a few million).",
+        refusal="must be at least 0 and finite, got {}",
     )
-    num_train_epochs: float = _described(1.0, "Passes over the pairs. Reward models overfit after the first or second.")
-    train_sampling_strategy: str = _described(
+    num_train_epochs: float = setting(1.0, "Passes over the pairs. Reward models overfit after the first or second.")
+    per_device_train_batch_size: int = setting(
+        8, "Pairs per forward and backward of each process.", resumed=True, shown=True
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "Micro-batches per optimiser step. More for a larger batch in the same memory.", shown=True
+    )
+    train_sampling_strategy: str = setting(
         "group_by_length",
         "'group_by_length' puts pairs of similar length into one batch (less padding, faster); 'random' does not.",
+        resumed=True,
     )
-    logging_steps: float = _described(
+    logging_steps: float = setting(
         10, "Optimiser steps between logs; a shorter run logs at its end. Below 1: a share of the run's steps."
     )
-    logging_nan_inf_filter: bool = _described(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
+    logging_nan_inf_filter: bool = setting(False, "Hide NaN losses from the log. Off: a NaN should be seen.")
 
-    max_length: int | None = _described(
+    max_length: int | None = setting(
         1024,
         "Tokens of prompt and response together, at most the model's own limit. Pairs with a longer side are left out, "
         "counted and reported. None: the model's limit.",
+        range="[1, ∞)",
+        whole=True,
+        refusal="must be a whole number of tokens of at least 1, got {}",
+        resumed=True,
+        shown=True,
     )
-    center_rewards_coefficient: float = _described(
-        0.0, "c of the penalty c·(r_chosen + r_rejected)², which keeps scores around 0. Typical: 0 (off) to 0.01."
+    center_rewards_coefficient: float = setting(
+        0.0,
+        "c of the penalty c·(r_chosen + r_rejected)², which keeps scores around 0. Typical: 0 (off) to 0.01.",
+        range="[0, ∞)",
+        refusal="must be at least 0 and finite, got {}",
+        shown=True,
     )
-    label_smoothing: float = _described(
-        0.0, "Assumed share of wrong labels, 0 to below 0.5. Typical: 0 (off) to 0.2. Bounds the scores on noisy pairs."
+    label_smoothing: float = setting(
+        0.0,
+        "Assumed share of wrong labels, 0 to below 0.5. Typical: 0 (off) to 0.2. Bounds the scores on noisy pairs.",
+        range="[0, 0.5)",
+        refusal="is the assumed share of wrong labels, at least 0 and below 0.5, got {}; at 0.5 the labels would say "
+        "nothing",
+        shown=True,
     )
-    normalize_scores: str | None = _described(
+    normalize_scores: str | None = setting(
         "mean",
         "After training, shift the scores so that chosen responses have mean 0 ('mean'), also scale them to variance 1 "
         "('mean_std'), or leave them ('none').",
+        choices=("mean", "mean_std", "none", None),
+        refusal="must be 'mean', 'mean_std' or 'none', got {}",
+        shown=True,
     )
 
-    save_curves: bool = _described(True, "Draw the log as curves.png in output_dir at the end.")
-    save_logs: bool = _described(True, "Write trainer_state.json (every log) and the results' metrics at the end.")
-    max_skipped_updates: int = _described(
+    save_curves: bool = setting(True, "Draw the log as curves.png in output_dir at the end.")
+    save_logs: bool = setting(True, "Write trainer_state.json (every log) and the results' metrics at the end.")
+    max_skipped_updates: int = setting(
         10,
         "Updates in a row with a loss or gradient that is not finite, which are left out, before the run stops and "
         "writes the last one's batch to `broken_update` in output_dir. Typical: 3 to 20.",
+        range="[1, ∞)",
+        whole=True,
     )
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = REWARD_SETTINGS
@@ -84,12 +103,13 @@ class RewardConfig(TrainingArguments):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if self.normalize_scores == "none":
-            self.normalize_scores = None
         unset = forget_derived(self)
         check_inherited(self, FOLLOWED_BY_REWARD, REWARD_REFUSED, "RewardTrainer")
-        self._check_ranges()
-        check_inherited_numbers(self)
+        check_words(self)
+        check_numbers(self)
+        check_length(self)
+        if self.normalize_scores == "none":
+            self.normalize_scores = None
         super().__post_init__()
         check_accelerator_config(self, "RewardTrainer")
         mark_derived(self, unset)
@@ -102,23 +122,3 @@ class RewardConfig(TrainingArguments):
     def to_dict(self) -> dict[str, Any]:
         """The fields and their values, as numbers, words and lists."""
         return {name: plain(value) for name, value in super().to_dict().items()}
-
-    def _check_ranges(self) -> None:
-        if self.normalize_scores not in ("mean", "mean_std", None):
-            raise ValueError(f"`normalize_scores` must be 'mean', 'mean_std' or 'none', got {self.normalize_scores!r}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"`label_smoothing` is the assumed share of wrong labels, at least 0 and below 0.5, got "
-                f"{self.label_smoothing!r}; at 0.5 the labels would say nothing"
-            )
-        if self.max_length is not None and (self.max_length < 1 or self.max_length != int(self.max_length)):
-            raise ValueError(f"`max_length` must be a whole number of tokens of at least 1, got {self.max_length!r}")
-        for name in ("center_rewards_coefficient", "learning_rate", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)!r}")
-        for name in (
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-            "max_skipped_updates",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")

@@ -17,8 +17,8 @@ from ..models.quantization import prepare_quantized, refuse_untrainable
 from ..models.reward.building import ENDS_WITH_EOS
 from ..models.reward.scoring import load_reward_model
 from ..reporting.model_card import CardFacts
+from ..settings.declarations import shown_settings
 from ..settings.reward import RewardConfig
-from ..settings.run_length import without_the_other_length
 
 UNLIMITED = 2**31
 
@@ -69,18 +69,12 @@ one output minus reward_shift of its configuration, so that the chosen responses
 Differences between scores of the same prompt are log-odds of being preferred.
 """
 
-_SHOWN = (
-    *("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("seed", "max_length", "center_rewards_coefficient", "label_smoothing", "normalize_scores"),
-)
-
 
 def reward_card(trainer: Any) -> CardFacts:
     """What the model card of a reward model says; `trainer.card` adds to it (`datasets`, `command`, `license`, …)."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry] or [{}]
     metrics = {k: v for k, v in evaluations[-1].items() if k.startswith("eval_") and "per_second" not in k}
-    settings = {name: getattr(args, name) for name in without_the_other_length(_SHOWN, args)}
     left_out = {f"pairs left out of {name} as too long": count for name, count in trainer.dropped.items()}
     facts: dict[str, Any] = {
         "model_name": args.hub_model_id or args.output_dir,
@@ -90,6 +84,6 @@ def reward_card(trainer: Any) -> CardFacts:
         "base_model": name_or_path(model.config) or None,
         "remarks": REMARKS,
         "metrics": {name: value for name, value in metrics.items() if name != "eval_runtime"},
-        "hyperparameters": settings | left_out,
+        "hyperparameters": shown_settings(args) | left_out,
     }
     return CardFacts(**facts | trainer.card)

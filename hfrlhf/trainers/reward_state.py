@@ -29,6 +29,7 @@ from ..runs.lock import alone
 from ..runs.processes import fingerprint
 from ..runs.safe_checkpoints import SafeCheckpoints
 from ..runs.whole_run_loss import WholeRunLoss
+from ..settings.declarations import resumed_settings
 
 logger = logging.get_logger(__name__)
 
@@ -117,12 +118,8 @@ class RewardState(WholeRunLoss, SafeCheckpoints):
 
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""
-        names = [
-            *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "max_length"),
-            "train_sampling_strategy",
-        ]
         model = self.accelerator.unwrap_model(self.model)
-        return {name: getattr(self.args, name) for name in names} | {
+        return resumed_settings(self.args) | {
             "processes": self.args.world_size,
             "pairs": self.pairs_read,
             "quantization": quantization_of(model),

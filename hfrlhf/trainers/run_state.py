@@ -29,6 +29,7 @@ from ..runs.lock import alone
 from ..runs.processes import fingerprint
 from ..runs.safe_checkpoints import SafeCheckpoints
 from ..runs.whole_run_loss import WholeRunLoss
+from ..settings.declarations import resumed_settings
 
 logger = logging.get_logger(__name__)
 
@@ -100,14 +101,9 @@ class RunState(WholeRunLoss, SafeCheckpoints):
 
     def settings(self: Any) -> dict[str, Any]:
         """What a resumed run must share with the run it continues."""
-        a = self.args
-        names = [
-            *("algorithm", "num_ppo_epochs", "value_epochs", "num_mini_batches", "gradient_accumulation_steps"),
-            *("rollout_batch_size", "num_generations", "seed", "data_seed"),
-        ]
         policy = self.unwrapped().policy
-        return {name: getattr(a, name) for name in names} | {
-            "processes": a.world_size,
+        return resumed_settings(self.args) | {
+            "processes": self.args.world_size,
             "prompts": self.prompts_read,
             "quantization": quantization_of(policy),
             "adapters": adapter_settings(policy),
