@@ -11,10 +11,13 @@ from ..data.prompts import PromptSet, prompt_batch
 from ..experience import Rollout, concatenate
 from ..learning.evaluation import prompt_sets
 from ..rewards.sources import Completions, FunctionReward
+from .facts import Sample, SamplingRun
 
 logger = logging.get_logger(__name__)
 
 SHOWN = 4  # prompts
+# The tensors of a `Rollout` by their names, as JSON has them: numbers, and the name of their type.
+Saved = dict[str, tuple[list[Any], str]]
 BEFORE, AFTER = "before, as in the first rollout", "after the last rollout"
 
 
@@ -27,10 +30,10 @@ class Comparison:
     The prompts are the first of the evaluation set, or of the training set where there is none.
     """
 
-    def __init__(self, trainer: Any, address: int) -> None:
+    def __init__(self, trainer: SamplingRun, address: int) -> None:
         self.trainer, self.address = trainer, address
         self.before: Rollout | None = None
-        self.rows: list[dict[str, Any]] = []  # prompt, before, score before, after, score after
+        self.rows: list[Sample] = []  # prompt, before, score before, after, score after
 
     @property
     def prompts(self) -> PromptSet:
@@ -71,7 +74,7 @@ class Comparison:
             logger.warning(f"the samples before and after training have no scores: {type(error).__name__}: {error}")
             return unscored
 
-    def stages(self) -> dict[str, list[dict[str, Any]]]:
+    def stages(self) -> dict[str, list[Sample]]:
         """The rows as `print_samples` takes them."""
         return {
             name: [{"prompt": r["prompt"], "completion": r[key], "score": r[f"score {key}"]} for r in self.rows]
@@ -83,17 +86,19 @@ class Comparison:
         with self.trainer.whole_model():
             return self.trainer.generate(prompt_batch(self.prompts, rows, rows), (self.trainer.args.seed, self.address))
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def state_dict(self) -> Saved | None:
         """The responses from before the first update, for a run that goes on from a checkpoint."""
         if self.before is None:
             return None
-        return {name: [tensor.tolist(), str(tensor.dtype)] for name, tensor in self.before.tensors().items()}
+        return {name: (tensor.tolist(), str(tensor.dtype)) for name, tensor in self.before.tensors().items()}
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: Saved | None) -> None:
         """Put them back; nothing where the checkpoint has none."""
         fields = {name: torch.tensor(rows, dtype=_dtype(dtype)) for name, (rows, dtype) in (state or {}).items()}
         self.before = Rollout(**fields) if fields else None
 
 
 def _dtype(name: str) -> torch.dtype:
-    return getattr(torch, name.removeprefix("torch."))
+    dtype = getattr(torch, name.removeprefix("torch."))
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -7,13 +7,19 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .metrics import WATCHED
 from .plain_text import printable
 
+if TYPE_CHECKING:  # matplotlib takes a second to import, and a process that draws nothing does without
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 CURVES = "curves.png"
 REWARD, EVALUATED = "reward/", "eval_"
+# Where on the horizontal axis, and where on the vertical; None leaves a gap.
+Points = Sequence[tuple[float, float | None]]
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096")
 
 
@@ -56,7 +62,7 @@ def plot_losses(history: Sequence[Mapping[str, float]], path: Path, title: str =
     _save(figure, path)
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, list[Any]]:
+def _panels(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
     """A figure of its own, not pyplot's: a notebook's pictures stay as they are."""
     from matplotlib.figure import Figure
 
@@ -66,7 +72,7 @@ def _panels(rows: int, columns: int, size: tuple[float, float], title: str) -> t
     return figure, list(axes.flat)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a title in a script the font lacks
@@ -78,7 +84,7 @@ def plain_title(text: str) -> str:
     return printable(" ".join(text.split())).replace("$", r"\$")
 
 
-def _label(axis: Any, title: str, unit: str, along: str) -> None:
+def _label(axis: Axes, title: str, unit: str, along: str) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_ylabel(unit, fontsize=8)
     axis.set_xlabel(along, fontsize=8)
@@ -89,19 +95,19 @@ def _label(axis: Any, title: str, unit: str, along: str) -> None:
         axis.set_ylim(0, 1.03)  # a share: zoomed in, one response in a hundred would look like a crash
 
 
-def _draw(axis: Any, points: Sequence[tuple[float, Any]], label: str, colour: str = COLOURS[0], **style: Any) -> None:
+def _draw(axis: Axes, points: Points, label: str, colour: str = COLOURS[0], **style: Any) -> None:
     if points:
         marker = "o" if len(points) < 3 else None  # a line of one point would not be seen
         axis.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=3, **style)
 
 
-def _draw_points(axis: Any, points: Sequence[tuple[float, float]]) -> None:
+def _draw_points(axis: Axes, points: Points) -> None:
     if points:
         axis.plot(*zip(*points, strict=True), "D", color="black", markersize=4, label="evaluation")
 
 
 def _draw_metric(
-    axis: Any, name: str, rows: Sequence[Mapping[str, float]], evaluated: Sequence[Mapping[str, float]]
+    axis: Axes, name: str, rows: Sequence[Mapping[str, float]], evaluated: Sequence[Mapping[str, float]]
 ) -> None:
     rewards = sorted({key for row in rows for key in row if key.startswith(REWARD)})
     parted = name == "objective/score" and len(rewards) > 1

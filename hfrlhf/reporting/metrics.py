@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..core.kl import kl_penalty
 from ..core.masking import masked_mean, masked_sum
 from ..experience import EvaluatedRollout
+from .facts import StartingRun
 from .screen import RunWarning
 
 # Metric, short name, and what it is measured in; the most telling ones first.
@@ -136,7 +136,7 @@ class StartIsWrong(ValueError):
     """The policy is not its own reference at the start of training."""
 
 
-def check_start(trainer: Any, seen: EvaluatedRollout) -> None:
+def check_start(trainer: StartingRun, seen: EvaluatedRollout) -> None:
     """At step 0 the KL to the policy's own starting point is 0 (SPEC §7), unless the trainer has trained it before.
 
     Raises:

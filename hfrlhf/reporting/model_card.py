@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -56,13 +55,13 @@ class CardFacts:
     license: str | None = None
     tags: Sequence[str] = ()
     remarks: str = ""
-    samples: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[Mapping[str, object]] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     figures: Sequence[str] = ()
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, object] = field(default_factory=dict)
     command: str | None = None
-    example: str | Sequence[Mapping[str, Any]] = "Once upon a time"
-    quantization: Mapping[str, Any] = field(default_factory=dict)
+    example: str | Sequence[Mapping[str, object]] = "Once upon a time"
+    quantization: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
 
@@ -100,12 +99,12 @@ def is_hub_name(name: str) -> bool:
     return not Path(name).exists()
 
 
-def escape(text: Any) -> str:
+def escape(text: object) -> str:
     """The text on one line, with nothing in it that Markdown, HTML or a table would read as markup."""
     return re.sub(r"^([-+=]|\d+(?=[.)]))", _first_character, _inline(text))
 
 
-def _inline(text: Any) -> str:
+def _inline(text: object) -> str:
     """The same where the text does not begin a line (a table cell): there no list can begin with "0." or "-"."""
     line = html.escape(_one_line(str(text)), quote=False)
     # An underscore inside a word is plain text already, and `learning_rate` should stay readable in the source.
@@ -209,11 +208,11 @@ def _of_chat(example: str) -> dict[str, str]:
     return {"said": '[-1]["content"]', "inputs": f"tokenizer.apply_chat_template({example}, {options})"}
 
 
-def _headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _headings(rows: Sequence[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _filled(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
     """The rows with every heading present, in one order."""
     return [{key: row.get(key, "") for key in _headings(rows)} for row in rows]
 
@@ -222,7 +221,7 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}" if body else ""
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [[table_cell(value) for value in row] for row in rows]
     if not lines:
         return ""
@@ -230,7 +229,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table_cell(value: Any) -> str:
+def table_cell(value: object) -> str:
     """A value as the text of a table's cell: four digits, line breaks as `<br>`, nothing that would be markup."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value).strip()
     text = text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"

@@ -10,9 +10,12 @@ from peft import PeftModel
 from ..algorithms import algorithm_named
 from ..models.libraries import name_or_path
 from ..models.quantization import quantization_arguments
+from ..rewards.sources import WeightedSum
 from ..settings.algorithm_checks import unread_settings
 from ..settings.declarations import shown_settings
+from ..settings.policy_gradient import PolicyGradientConfig
 from .curves import CURVES
+from .facts import ComparedRun, PolicyRun, Sample
 from .model_card import CardFacts
 from .samples import as_text
 
@@ -25,19 +28,19 @@ not trained for. A high score means that the reward source likes the text, not t
 EXAMPLES, LONGEST_EXAMPLE = 32, 300  # prompts looked at for one to try, and its characters at most
 
 
-def _settings(args: Any) -> dict[str, Any]:
+def _settings(args: PolicyGradientConfig) -> dict[str, Any]:
     """The settings worth knowing, without those that the algorithm does not read."""
     unread = unread_settings(args, algorithm_named(args.algorithm))
     return {k: value for k, value in shown_settings(args).items() if k not in unread and value is not None}
 
 
-def _rewards(reward: Any) -> str:
+def _rewards(reward: WeightedSum) -> str:
     """Each reward by its name, with its weight."""
     pairs = zip(reward.sources, reward.weights, strict=True)
     return ", ".join(f"{source.name} × {weight:g}" for source, weight in pairs)
 
 
-def _samples(trainer: Any) -> list[dict[str, Any]]:
+def _samples(trainer: ComparedRun) -> list[Sample]:
     """The same prompts before and after training; while it goes on, some of the newest rollout. A chat is its turns."""
     rows = trainer.comparison.rows or trainer.samples
     texts = {"prompt", "completion", "before", "after"}
@@ -56,13 +59,13 @@ def _example(prompts: list[Any]) -> Any:
     return [{"role": turn["role"], "content": turn["content"]} for turn in chosen]
 
 
-def _newest(trainer: Any, prefix: str) -> list[tuple[str, float]]:
+def _newest(trainer: PolicyRun, prefix: str) -> list[tuple[str, float]]:
     """The metrics with this prefix in the newest log that has them."""
     rows = [row for row in trainer.state.log_history if f"{prefix}score" in row]
     return [(k, v) for k, v in (rows or [{}])[-1].items() if k.startswith(prefix)]
 
 
-def policy_card(trainer: Any) -> CardFacts:
+def policy_card(trainer: ComparedRun) -> CardFacts:
     """The facts; `trainer.card` adds to them (`datasets`, `command`, `license`, `figures`, …)."""
     args, policy = trainer.args, trainer.unwrapped().policy
     shown = {f"{k} (last training rollout)": v for k, v in _newest(trainer, "objective/")}
@@ -77,7 +80,7 @@ def policy_card(trainer: Any) -> CardFacts:
         "quantization": quantization_arguments(policy),
         "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": _samples(trainer),
-        "figures": [CURVES] if Path(args.output_dir, CURVES).exists() else [],  # not beside a checkpoint's card
+        "figures": [CURVES] if Path(str(args.output_dir), CURVES).exists() else [],  # not beside a checkpoint's card
         "example": _example(trainer.prompts.rows["prompt"][:EXAMPLES]),
         "metrics": shown,
         "hyperparameters": {"rewards": _rewards(trainer.reward)} | _settings(args) | left_out,

@@ -7,11 +7,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .facts import HasCallbacks
 from .screen import above_bars, say, write
 
 # Narrow enough to leave room for numbers in 100 columns; the numbers come last, so that what does not fit is left out.
@@ -31,7 +32,9 @@ class NumbersOnBar(ProgressCallback):
         self.shown = shown
         self.newest: dict[str, str] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Draw the bar, from where a resumed run goes on."""
         self.current_step = state.global_step
         # tqdm flushes both streams, whichever it writes to.
@@ -40,13 +43,22 @@ class NumbersOnBar(ProgressCallback):
             begun = {"total": state.max_steps, "initial": state.global_step, "file": sys.stderr}
             self.training_bar = tqdm(**begun, bar_format=BAR, ncols=_columns(), nrows=24)  # some terminals say 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Move on."""
         if self.training_bar is not None:
             self.training_bar.update(state.global_step - self.current_step)
             self.current_step = state.global_step
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Show the newest numbers."""
         self.newest |= {name: short(logs[key]) for key, name in self.shown.items() if logs and key in logs}
         numbers = [f"{name} {self.newest[name]}" for name in self.shown.values() if name in self.newest]
@@ -56,10 +68,12 @@ class NumbersOnBar(ProgressCallback):
             room = self.training_bar.ncols - FIXED - 6 * hours - 2 * len(str(state.max_steps))
             self.training_bar.set_postfix_str(", ".join(fitting(numbers, room)))
 
-    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_prediction_step(self, *args: object, **kwargs: object) -> None:
         """Evaluation is over in a moment; it shows no bar."""
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Leave the bar as it is, on a line of its own."""
         if self.training_bar is not None:
             self.training_bar.close()
@@ -81,7 +95,7 @@ def fitting(numbers: list[str], room: int) -> list[str]:
     return kept
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A number as a person reads it: two decimals, or two digits where it is small."""
     if isinstance(value, int) or not isinstance(value, float):
         return str(value)
@@ -98,7 +112,14 @@ class LinePerLog(PrinterCallback):
     def __init__(self, shown: dict[str, str]) -> None:
         self.shown = shown
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Print the line."""
         if state.is_local_process_zero and logs and (line := log_line(logs, self.shown)):
             say(f"step {state.global_step:,} of {state.max_steps:,}: {line}")
@@ -121,7 +142,7 @@ def _is_evaluated(name: str, key: str) -> bool:
     return name.startswith(("eval_", "test_")) and name.endswith(f"_{key}")
 
 
-def show_on_bar(trainer: Any, shown: dict[str, str]) -> None:
+def show_on_bar(trainer: HasCallbacks, shown: dict[str, str]) -> None:
     """Put our bar, or our lines, in the place of the trainer's own, where it has one."""
     for theirs, ours in {ProgressCallback: NumbersOnBar, PrinterCallback: LinePerLog}.items():
         if trainer.pop_callback(theirs) is not None:
@@ -135,7 +156,7 @@ class AboveBar:
         stream: standard output or standard error.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._wrapped = stream  # the name by which tqdm's own wrappers know each other
         self._line = ""
 
@@ -156,7 +177,7 @@ class AboveBar:
         if line:
             write(self._wrapped, line)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._wrapped, name)
 
     def __eq__(self, other: object) -> bool:
@@ -166,7 +187,7 @@ class AboveBar:
         return hash(self._wrapped)
 
 
-def _innermost(stream: Any) -> Any:
+def _innermost(stream: object) -> object:
     while (inner := getattr(stream, "_wrapped", None)) is not None:
         stream = inner
     return stream
@@ -178,10 +199,9 @@ def lines_above_bar() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     ours = {id(stream): AboveBar(stream) for stream in before if _is_terminal(stream)}
     loggers = {handler: handler.stream for handler in _handlers() if id(handler.stream) in ours}
-    streams: Any = [ours.get(id(stream), stream) for stream in before]
-    sys.stdout, sys.stderr = streams
+    sys.stdout, sys.stderr = (cast(TextIO, ours.get(id(stream), stream)) for stream in before)
     for handler, stream in loggers.items():
-        handler.setStream(ours[id(stream)])
+        handler.setStream(cast(TextIO, ours[id(stream)]))
     try:
         yield
     finally:
@@ -192,13 +212,13 @@ def lines_above_bar() -> Iterator[None]:
             wrapped.finish()
 
 
-def _handlers() -> list[logging.StreamHandler]:
+def _handlers() -> list[logging.StreamHandler[TextIO]]:
     """Those that write to a stream they took long ago: transformers', and the root's."""
     found = [handler for name in ("transformers", None) for handler in logging.getLogger(name).handlers]
     return [handler for handler in found if type(handler) is logging.StreamHandler]
 
 
-def _is_terminal(stream: Any) -> bool:
+def _is_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed

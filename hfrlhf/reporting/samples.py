@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +15,7 @@ from .screen import console
 COMPLETIONS = "completions.jsonl"
 
 
-def as_text(text: Any) -> str:
+def as_text(text: object) -> str:
     """A prompt or a completion as text: of chat messages what was said, each turn of several after its role."""
     if not isinstance(text, Sequence) or isinstance(text, str):
         return str(text)
@@ -26,7 +25,7 @@ def as_text(text: Any) -> str:
     return "\n".join(f"{turn.get('role', '')}: {_content(turn)}" for turn in turns)
 
 
-def _content(message: Mapping[str, Any]) -> str:
+def _content(message: Mapping[str, object]) -> str:
     """What a message says; of parts (text, images) the text."""
     content = message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -34,7 +33,7 @@ def _content(message: Mapping[str, Any]) -> str:
     return "" if content is None else str(content)
 
 
-def print_samples(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def print_samples(stages: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
     """A table of samples, a block for each stage; with their scores, where there are any."""
     scored = any(row.get("score") is not None for rows in stages.values() for row in rows)
     table = Table("", "prompt", "completion", *["score"] * scored)
@@ -46,12 +45,12 @@ def print_samples(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     console(100).print(table)
 
 
-def _shown(text: Any) -> str:
+def _shown(text: object) -> str:
     """As it was written: no markup of rich, no control sequence of a terminal."""
     return escape(printable(as_text(text)))
 
 
-def append_samples(folder: Path, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_samples(folder: Path, step: int, rows: Iterable[Mapping[str, object]]) -> None:
     """Add a log's samples to `completions.jsonl`, always UTF-8."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / COMPLETIONS).open("a", encoding="utf-8") as file:

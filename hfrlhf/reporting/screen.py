@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TextIO, cast
 
 from rich.console import Console
 
@@ -34,7 +34,7 @@ def say(text: str = "", to: str = "stdout") -> None:
     write(getattr(sys, to, None), f"{text}\n")
 
 
-def write(stream: Any, text: str) -> None:
+def write(stream: TextIO | None, text: str) -> None:
     """Write a text to a stream as well as it can show it, above a progress bar if there is one."""
     if stream is None:
         return
@@ -56,7 +56,7 @@ def showable(text: str, encoding: str | None) -> str:
 
 
 @contextmanager
-def above_bars(stream: Any) -> Iterator[None]:
+def above_bars(stream: object) -> Iterator[None]:
     """Clear the terminal's progress bars for the length of a block, then draw them again."""
     tqdm = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
     if tqdm is None:
@@ -92,6 +92,6 @@ class Screen:
 
 def console(width_elsewhere: int = NO_TERMINAL) -> Console:
     """rich's console on `Screen`; as wide as the terminal, or as given where there is none."""
-    screen: Any = Screen()
+    screen = cast(TextIO, Screen())  # what rich uses of a file
     made = Console(file=screen)
     return made if made.is_terminal else Console(file=screen, width=width_elsewhere)

@@ -1,11 +1,18 @@
-"""What a run is about to do, said before it does it."""
+"""What a run is about to do, said before it does it: of a policy, and at the end of the file of a reward model."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
+from peft import PeftModel
+from torch import nn
+
+from ..models.policy.actor_critic import ActorCritic
+from ..rewards.completions import RewardSource
+from ..settings.policy_gradient import PolicyGradientConfig
+from ..settings.reward import RewardConfig
+from .facts import PairsRun, Planned, PolicyRun
 from .plain_text import printable
 from .screen import RunWarning
 
@@ -13,19 +20,19 @@ MIB = 2**20
 FEW_ROLLOUTS = 3  # a run with less of them is hardly meant to train
 
 
-def start_report(trainer: Any) -> str:
+def start_report(trainer: PolicyRun) -> str:
     """Trained parameters per role, episodes, rollouts, optimiser steps, tokens per rollout, memory at least needed."""
     args, actor_critic = trainer.args, trainer.unwrapped()
     rollouts = planned_rollouts(trainer)
-    episodes = rollouts * args.rollout_batch_size
+    each = args.episodes_per_rollout
     longest = max(map(len, trainer.prompts.ids)) + args.max_completion_length
     lines = [
         f"{args.algorithm} on {_prompts(trainer)}",
         *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
-        f"  plan       {episodes:,} episodes = {rollouts:,} rollouts × {args.rollout_batch_size} "
+        f"  plan       {rollouts * each:,} episodes = {rollouts:,} rollouts × {each} "
         f"({args.num_generations} per prompt); {planned_steps(trainer):,} optimiser steps = rollouts × "
         f"{_epochs(args)} × {args.num_mini_batches} mini-batches of {args.mini_batch_size}",
-        f"  tokens     at most {args.rollout_batch_size * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
+        f"  tokens     at most {each * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
         f"per forward; {args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device}",
         f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
         "optimiser; activations come on top",
@@ -33,7 +40,7 @@ def start_report(trainer: Any) -> str:
     return printable("\n".join([*lines, *_short_run(args, planned_steps(trainer))]))
 
 
-def _short_run(args: Any, steps: int) -> list[str]:
+def _short_run(args: PolicyGradientConfig, steps: int) -> list[str]:
     """A line about a run of less than `FEW_ROLLOUTS`, which often comes of taking optimiser steps for rollouts."""
     each = args.steps_per_rollout
     if steps >= FEW_ROLLOUTS * each:
@@ -47,13 +54,13 @@ def _short_run(args: Any, steps: int) -> list[str]:
     ]
 
 
-def _prompts(trainer: Any) -> str:
+def _prompts(trainer: PolicyRun) -> str:
     count, dropped = len(trainer.prompts.ids), trainer.prompts.dropped
     left_out = f" ({dropped:,} longer than {trainer.args.max_prompt_length} tokens left out)" if dropped else ""
     return f"{count:,} prompt{'s' if count != 1 else ''}{left_out}"
 
 
-def _epochs(args: Any) -> str:
+def _epochs(args: PolicyGradientConfig) -> str:
     if not args.value_epochs:
         return f"{args.num_ppo_epochs} epochs"
     return f"({args.num_ppo_epochs} + {args.value_epochs} of the critic alone) epochs"
@@ -65,19 +72,19 @@ def first_rollout_report(kl: float, ratio: float, note: str = "") -> str:
     return printable("\n".join(filter(None, (numbers, note))))
 
 
-def planned_steps(trainer: Any) -> int:
+def planned_steps(trainer: Planned) -> int:
     """Optimiser steps of the whole run."""
     if trainer.args.max_steps > 0:
         return int(trainer.args.max_steps)
     return math.ceil(trainer.args.num_train_epochs * trainer.rollouts_per_epoch * trainer.args.steps_per_rollout)
 
 
-def planned_rollouts(trainer: Any) -> int:
+def planned_rollouts(trainer: Planned) -> int:
     """Rollouts of the whole run; the last may be used in part."""
     return math.ceil(planned_steps(trainer) / trainer.args.steps_per_rollout)
 
 
-def warn_of_warm_up(trainer: Any) -> None:
+def warn_of_warm_up(trainer: Planned) -> None:
     """Say so where the critic's warm-up takes the whole run: a critic can be trained alone, but it should be meant."""
     rollouts, warm_up = planned_rollouts(trainer), trainer.args.critic_warmup_rollouts
     if 0 < rollouts <= warm_up:
@@ -89,7 +96,7 @@ def warn_of_warm_up(trainer: Any) -> None:
         )
 
 
-def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
+def roles(trainer: PolicyRun, actor_critic: ActorCritic) -> dict[str, str]:
     """Each role of PPO, what plays it, and how much of it is trained."""
     policy, base = actor_critic.policy, parameters_of(actor_critic.policy)
     trained = sum(p.numel() for p in actor_critic.policy_parameters())
@@ -102,14 +109,14 @@ def roles(trainer: Any, actor_critic: Any) -> dict[str, str]:
     }
 
 
-def parameters_of(model: Any) -> int:
+def parameters_of(model: nn.Module) -> int:
     """Parameters of a model; PEFT knows how many a packed 4-bit matrix stands for."""
-    if hasattr(model, "get_nb_trainable_parameters"):
+    if isinstance(model, PeftModel):
         return int(model.get_nb_trainable_parameters()[1])
-    return sum(p.numel() for p in model.parameters())
+    return sum(int(p.numel()) for p in model.parameters())
 
 
-def _critic(trainer: Any, actor_critic: Any) -> str:
+def _critic(trainer: PolicyRun, actor_critic: ActorCritic) -> str:
     if actor_critic.has_value_adapter:
         return "an adapter and a head on the policy's base"
     if actor_critic.value_model is not None:
@@ -117,15 +124,42 @@ def _critic(trainer: Any, actor_critic: Any) -> str:
     return f"{'a Q head' if trainer.algorithm.critic == 'Q' else 'a head'} on the policy's trunk"
 
 
-def _reward(source: Any) -> str:
+def _reward(source: RewardSource) -> str:
     return f"{source.name} (an adapter on the policy's base)" if hasattr(source, "policy") else source.name
 
 
-def estimated_bytes(trainer: Any) -> int:
+def estimated_bytes(trainer: PolicyRun) -> int:
     """Bytes of every model once, of gradients and Adam's two moments for what is trained."""
     sources = [source for source in (trainer.reference, *trainer.reward.sources) if hasattr(source, "model")]
     models = [trainer.unwrapped(), *(source.model for source in sources)]
     parameters = {id(p): p for model in models for p in model.parameters()}.values()
-    held = sum(p.numel() * p.element_size() for p in parameters)
-    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    held = sum(int(p.nbytes) for p in parameters)
+    trained = sum(int(p.nbytes) for p in parameters if p.requires_grad)
     return held + 3 * trained
+
+
+def reward_report(trainer: PairsRun) -> str:
+    """Pairs, the model and how much of it is trained, optimiser steps, processes and device."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [
+        f"reward model on {_pairs(trainer)}",
+        f"  model      {type(model).__name__}, {trained:,} of {parameters_of(model):,} parameters trained",
+        f"  plan       {_plan(args, trainer.planned_steps())}",
+        f"  tokens     at most {trainer.max_length:,} per prompt and response; {args.world_size} "
+        f"process{'es' if args.world_size > 1 else ''} on {args.device}",
+    ]
+    return printable("\n".join(lines))
+
+
+def _pairs(trainer: PairsRun) -> str:
+    count, dropped = len(trainer.train_dataset), trainer.dropped.get("train", 0)
+    left_out = f" ({dropped:,} longer than {trainer.max_length:,} tokens left out)" if dropped else ""
+    return f"{count:,} pair{'s' if count != 1 else ''}{left_out}"
+
+
+def _plan(args: RewardConfig, steps: int) -> str:
+    each = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = args.num_train_epochs
+    asked = "max_steps" if args.max_steps > 0 else f"{epochs:g} epoch{'s' if epochs != 1 else ''}"
+    return f"{steps:,} optimiser step{'s' if steps != 1 else ''} of {each:,} pairs = {asked}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from transformers import IntervalStrategy, TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..reporting.curves import CURVES, plot_curves
+from ..reporting.facts import PolicyRun, Sample
 from ..reporting.metrics import WATCHED
 from ..reporting.progress import LinePerLog, NumbersOnBar, show_on_bar
 from ..reporting.samples import append_samples, forget_samples_after, print_samples
@@ -26,6 +27,17 @@ __all__ = [
 ]
 
 
+class InCycles(Protocol):
+    """What trains in cycles: a rollout, then optimiser steps on it."""
+
+    @property
+    def step_in_cycle(self) -> int:
+        """How many optimiser steps of the current rollout are behind it."""
+
+    def after_cycle(self) -> None:
+        """The rollout has had its last one."""
+
+
 class CycleEnd(TrainerCallback):
     """Tells the trainer when a rollout has had its last optimiser step, before anything is logged or saved.
 
@@ -33,10 +45,12 @@ class CycleEnd(TrainerCallback):
         trainer: whose `after_cycle` is called.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: InCycles) -> None:
         self.trainer = trainer
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """The step counter has moved on: at 0 in the next cycle, the last one is over."""
         if self.trainer.step_in_cycle == 0:
             self.trainer.after_cycle()
@@ -45,7 +59,9 @@ class CycleEnd(TrainerCallback):
 class LastStepLog(TrainerCallback):
     """Has the last step logged where none has been: a run shorter than `logging_steps` shows its numbers, too."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Ask for a log at the end, unless logs are switched off or come with the epochs."""
         by_steps = args.logging_strategy == IntervalStrategy.STEPS
         if by_steps and state.global_step >= state.max_steps and not any("loss" in row for row in state.log_history):
@@ -61,23 +77,34 @@ class CompletionsCallback(TrainerCallback):
         trainer: whose `samples` are kept.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: PolicyRun) -> None:
         self.trainer = trainer
-        self.first: list[dict[str, Any]] = []
+        self.first: list[Sample] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """After a resume, forget what the run wrote beyond its checkpoint: it is about to be written again."""
         if state.is_world_process_zero and not _does(args, "log_completions"):
-            forget_samples_after(Path(args.output_dir), state.global_step)
+            forget_samples_after(Path(str(args.output_dir)), state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Append the newest samples."""
         if not state.is_world_process_zero or _does(args, "log_completions") or "objective/score" not in (logs or {}):
             return
         self.first = self.first or self.trainer.samples
-        append_samples(Path(args.output_dir), state.global_step, self.trainer.samples)
+        append_samples(Path(str(args.output_dir)), state.global_step, self.trainer.samples)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Print how it began and how it ended."""
         if state.is_world_process_zero and self.first:
             print_samples({"first rollout": self.first, "last rollout": self.trainer.samples})
@@ -89,12 +116,14 @@ class CurvesCallback(TrainerCallback):
     The trainer does so itself unless `save_curves=False`; beside it this callback does nothing.
     """
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Draw the log history."""
         if state.is_world_process_zero and not _does(args, "save_curves"):
-            plot_curves(state.log_history, Path(args.output_dir) / CURVES)
+            plot_curves(state.log_history, Path(str(args.output_dir)) / CURVES)
 
 
-def _does(args: Any, setting: str) -> bool:
+def _does(args: TrainingArguments, setting: str) -> bool:
     """Whether the trainer does by itself what a callback is for."""
     return bool(getattr(args, setting, False))

@@ -22,8 +22,8 @@ from ..models.adapters import POLICY_ADAPTER
 from ..models.libraries import TrainOutput
 from ..models.quantization import quantization_of
 from ..models.saved_weights import load_adapter_weights, load_weights
-from ..reporting.reward_report import reward_report
 from ..reporting.screen import say
+from ..reporting.start_report import reward_report
 from ..runs.checkpoints import adapter_settings, check_output_dir, saved_state
 from ..runs.lock import alone
 from ..runs.processes import fingerprint
