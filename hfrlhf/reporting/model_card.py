@@ -10,16 +10,17 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..models.libraries import HFValidationError, validate_repo_id
 from .plain_text import printable
 
+TEMPLATE = Path(__file__).with_suffix(".md")
 MAX_CELL = 500  # characters of a table cell; a longer sample is cut and ends in an ellipsis
 
 
@@ -74,20 +75,26 @@ def write_model_card(folder: str | Path, facts: CardFacts) -> Path:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text of the card: YAML front matter, then Markdown."""
-    sections = [
-        f"# {escape(_last_part(facts.model_name))}",
-        _summary(facts),
-        "\n\n".join(escape(paragraph) for paragraph in re.split(r"\n\s*\n", facts.remarks.strip())),
-        _section("Use", _usage(facts)),
-        _section("Samples", _table(_headings(facts.samples), [list(row.values()) for row in _filled(facts.samples)])),
-        _section("Results", _table(["metric", "value"], facts.metrics.items())),
-        "\n\n".join(f"![{escape(Path(name).stem)}]({_link(name)})" for name in facts.figures),
-        _section("Training", _code("bash", facts.command or "")),
-        _section("Hyper-parameters", _table(["name", "value"], facts.hyperparameters.items())),
-        _section("Versions", _table(["library", "version"], facts.versions.items())),
-    ]
-    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    """The text of the card: YAML front matter, then Markdown, as the template beside this file has it."""
+    headings = list(dict.fromkeys(key for row in facts.samples for key in row))
+    card = ModelCard.from_template(
+        _metadata(facts),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        name=_last_part(facts.model_name),
+        summary=_summary(facts),
+        remarks=[part for part in re.split(r"\n\s*\n", facts.remarks.strip()) if part],
+        usage=_usage(facts),
+        headings=headings,
+        samples=[[row.get(key, "") for key in headings] for row in facts.samples],
+        # What the template writes goes through one of these.
+        escape=escape,
+        cell=table_cell,
+        code=_code,
+        link=_link,
+        stem=lambda name: Path(name).stem,
+    )
+    return f"{card}\n"
 
 
 def is_hub_name(name: str) -> bool:
@@ -195,7 +202,7 @@ def _usage(facts: CardFacts) -> str:
     options = ", ".join(f"{name}={value!r}" for name, value in facts.quantization.items())
     words = {"name": repr(facts.model_name), "example": repr(facts.example), "quantization": options}
     words |= _of_chat(words["example"]) if not isinstance(facts.example, str) else _of_text(words["example"])
-    return _code("python", _USAGE.get((facts.task, kind), "").format(**words))
+    return _USAGE.get((facts.task, kind), "").format(**words)
 
 
 def _of_text(example: str) -> dict[str, str]:
@@ -208,27 +215,6 @@ def _of_chat(example: str) -> dict[str, str]:
     return {"said": '[-1]["content"]', "inputs": f"tokenizer.apply_chat_template({example}, {options})"}
 
 
-def _headings(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _filled(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """The rows with every heading present, in one order."""
-    return [{key: row.get(key, "") for key in _headings(rows)} for row in rows]
-
-
-def _section(title: str, body: str) -> str:
-    return f"## {title}\n\n{body}" if body else ""
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [[table_cell(value) for value in row] for row in rows]
-    if not lines:
-        return ""
-    lines = [[table_cell(heading) for heading in headings], ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def table_cell(value: object) -> str:
     """A value as the text of a table's cell: four digits, line breaks as `<br>`, nothing that would be markup."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value).strip()
@@ -238,8 +224,6 @@ def table_cell(value: object) -> str:
 
 def _code(language: str, text: str) -> str:
     """A fenced block whose fence is longer than any run of backticks inside."""
-    if not text:
-        return ""
     text = printable(text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"

@@ -54,6 +54,7 @@ HOSTILE = [
     "===",
     "> quote",
     "key: value # comment",
+    "{{ 7 * 7 }} {% for x in y %} {# z #} {% raw %}",  # the template's own signs
     "'\"{}[]%@&*!|>",
     "naïve 漢字 🙂 ρ_t",
 ]
