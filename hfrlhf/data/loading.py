@@ -56,7 +56,8 @@ def split_of(splits: DatasetDict, name: str, source: str) -> Dataset:
 
 
 def _files_by_split(folder: Path) -> dict[str, list[Path]]:
-    splits = defaultdict(list)
+    """Each split's files. `load_dataset(folder)` knows the usual names of splits alone, and leaves others out."""
+    splits: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         match = _DATA_FILE.fullmatch(path.name)
         if match and path.is_file():
@@ -71,6 +72,8 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
 
 
 def _from_files(source: Path, files: dict[str, list[Path]]) -> DatasetDict:
+    # A call for each: one for all, `data_files` by split, gives every split the columns of the first (filled with None)
+    # or fails where one has more, wants one kind of file, and an error in it names no file.
     return DatasetDict({split: _read(source, paths) for split, paths in files.items()})
 
 

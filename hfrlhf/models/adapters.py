@@ -181,10 +181,7 @@ def add_adapter(model: PeftModel, name: str, config: Any) -> None:
 def _activate_policy(model: PeftModel) -> None:
     """The policy's adapter active; policy and critic train, reference and reward don't (PEFT trains the active one)."""
     model.set_adapter(POLICY_ADAPTER)
-    roles = roles_of(model)
-    for name, parameter in model.named_parameters():
-        if name in roles:
-            parameter.requires_grad_(roles[name] in TRAINED)
+    model.set_requires_grad([name for name in TRAINED if name in model.peft_config])
 
 
 def roles_of(model: Any) -> dict[str, str]:
@@ -203,8 +200,8 @@ def roles_of(model: Any) -> dict[str, str]:
 def adapter(model: PeftModel, name: str | None) -> Iterator[None]:
     """Another adapter (or none at all: the base) for a while; afterwards everything trains that trained before.
 
-    `set_adapter`, and the end of `disable_adapter`, switch `requires_grad` off on every adapter but the active one, so
-    an optimiser would silently lose the critic's: the flags are put back.
+    PEFT's own switches, `set_adapter` and the end of `disable_adapter`, set `requires_grad` off on all adapters but the
+    active one, so that an optimiser would silently lose the critic's: the flags are put back.
     """
     active = model.active_adapter
     if active == name:

@@ -51,6 +51,16 @@ def test_a_single_file_is_the_training_split(ending: str, tmp_path: Path) -> Non
     assert list(splits) == ["train"] and splits["train"].to_list() == ROWS
 
 
+def test_splits_have_their_own_names_columns_and_kinds_of_file(tmp_path: Path) -> None:
+    """What one call of `datasets` for the whole folder would leave out, fill with None, or refuse."""
+    rows = {"train": [{"prompt": "a"}], "test": [{"prompt": "b", "label": 1}], "held_out": [{"text": "c"}]}
+    for split, part in rows.items():
+        Dataset.from_list(part).to_json(str(tmp_path / f"{split}.jsonl"))
+    Dataset.from_list(rows["test"]).to_csv(str(tmp_path / "more.csv"))
+    splits = load_splits(str(tmp_path))
+    assert {name: part.to_list() for name, part in splits.items()} == rows | {"more": rows["test"]}
+
+
 def test_shards_are_one_split_in_their_order(tmp_path: Path) -> None:
     for shard, row in enumerate(ROWS):
         Dataset.from_list([row]).to_parquet(str(tmp_path / f"train-0000{shard}-of-00002.parquet"))
