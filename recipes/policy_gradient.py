@@ -49,7 +49,7 @@ def main() -> None:
     from ppo import run
 
     config, trainer = family_of(ALGORITHM)
-    return run(*parse_command_line((PolicyArguments, config, ModelConfig), __doc__, {}), trainer)
+    return run(*parse_command_line((PolicyArguments, config, ModelConfig)), trainer)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def write_merged(output_dir: str) -> None:
 def main() -> None:
     """The demo, or what the command line says."""
     if sys.argv[1:]:
-        return run(*parse_command_line((PolicyArguments, PPOConfig, ModelConfig), __doc__, {}), PPOTrainer)
+        return run(*parse_command_line((PolicyArguments, PPOConfig, ModelConfig)), PPOTrainer)
     from hfrlhf.demo import run_demo
 
     run_demo()

@@ -37,7 +37,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 def main() -> None:
     """Parse, load, train, evaluate, save, push."""
-    script, args, model = parse_command_line((DataArguments, RewardConfig, ModelConfig), __doc__, {})
+    script, args, model = parse_command_line((DataArguments, RewardConfig, ModelConfig))
     if not args.resume_from_checkpoint:
         check_output_dir(args.output_dir)
     data = load_splits(script.dataset_name, script.dataset_config)

@@ -1,25 +1,24 @@
-"""The command line of the recipes: TRL's parser, with a `--help` that a newcomer can read.
+"""The command line of the recipes: TRL's parser, with mistakes told in a line each.
 
 Every field of the given dataclasses is an option; `--config file.yaml` gives them other defaults, and options on the
-command line win over the file. `--help` shows the options one needs, in groups; `--help-all` every one.
+command line win over the file. The pages of `--help` and `--help-all` are `first_look`'s, which comes before.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import warnings
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..models.libraries import actions_of, add_action
+from ..models.libraries import actions_of
 from ..reporting.screen import console
 from ..settings.old_names import POLICY_SETTINGS
 from ..settings.unknown_names import hint
@@ -28,39 +27,16 @@ from .first_look import config_file, settings_in, value_given
 from .mistakes import refuse
 
 
-def parse_command_line(
-    dataclass_types: Sequence[Any],
-    description: str | None,
-    shown: Mapping[str, str],
-    argv: Sequence[str] | None = None,
-) -> tuple[Any, ...]:
+def parse_command_line(dataclass_types: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """The dataclasses, filled from the YAML file of `--config` and the command line (`argv`, default `sys.argv[1:]`).
 
-    `description` is the recipe's docstring. `shown` says what `--help` lists: a title, then the names of the fields
-    under it, separated by spaces.
-
     Raises:
-        ValueError: `shown` holds a name that is no field.
-        SystemExit: help was asked for; the file is not there or holds no settings; an option or a name in the file is
-            unknown (the message suggests another), a value is of the wrong type, or checkpoints were asked for and
-            switched off.
+        SystemExit: the file is not there or holds no settings; an option or a name in the file is unknown (the message
+            suggests another), a value is of the wrong type, or checkpoints were asked for and switched off.
     """
     arguments = _split_config(sys.argv[1:] if argv is None else argv)
-    parser = FileValuesParser(
-        dataclass_types,
-        add_help=False,
-        allow_abbrev=False,  # an abbreviation of today is another option's name tomorrow
-        description=description,
-        usage=_USAGE,
-        formatter_class=_Help,
-    )
+    parser = FileValuesParser(dataclass_types, allow_abbrev=False)  # an abbreviation of today is a name tomorrow
     parser.error = refuse  # type: ignore[method-assign, assignment]  # a line that says what is wrong, without the usage
-    if "--help-all" in arguments:
-        parser.print_help()
-        raise SystemExit(0)
-    if {"-h", "--help"} & set(arguments):
-        _short_help(parser, shown).print_help()
-        raise SystemExit(0)
     _refuse_unknown(parser, _names_in(arguments), dataclass_types)
     parser.read_words(config_file(arguments))
     try:
@@ -80,15 +56,6 @@ def parse_command_line(
 
 # The field is a path, but `True` means the newest checkpoint. YAML has these words for it, too.
 _RESUME = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"))
-
-_USAGE = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...] [--help | --help-all]"
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's line breaks, adds the defaults, is as wide as this page."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36, width=120)
 
 
 def _split_config(arguments: Sequence[str]) -> list[str]:
@@ -125,29 +92,3 @@ def _refuse_unknown(parser: argparse.ArgumentParser, names: Iterable[str], datac
     said = [f"there is no option {name!r}; {hint(name, known, table) or 'see --help-all'}" for name in unknown]
     if said:
         parser.error("\n".join(said))
-
-
-def _short_help(parser: argparse.ArgumentParser, shown: Mapping[str, str]) -> argparse.ArgumentParser:
-    """A parser only to print: the shown options, in groups, each with the first sentence of its help."""
-    # The parser adds `--no_x` beside a switch `--x` that is on by default: one name, two actions, the first is meant.
-    actions = {action.dest: action for action in reversed(actions_of(parser))}
-    short = argparse.ArgumentParser(
-        add_help=False, description=parser.description, usage=parser.usage, formatter_class=_Help
-    )
-    for title, names in shown.items():
-        group = short.add_argument_group(title)
-        for name in names.split():
-            if name not in actions:
-                raise ValueError(f"`shown` lists {name!r}, which is no field of the dataclasses")
-            add_action(group, _shortened(actions.pop(name)))
-    short.epilog = f"and {len(actions)} options more: --help-all"
-    return short
-
-
-def _shortened(action: argparse.Action) -> argparse.Action:
-    action.option_strings = action.option_strings[:1]  # without the alias that has hyphens
-    action.help = re.split(r"(?<=[^.]\.)\s", action.help or "")[0]
-    if action.choices is None:
-        is_switch = action.nargs == "?" and action.const is True
-        action.nargs, action.metavar = (0, None) if is_switch else (action.nargs, "X")
-    return action

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..reporting.screen import say
+from ..settings.fields import Interval
 from .algorithms import rows
 from .options import NOT_READ, Option
 
@@ -50,7 +51,8 @@ def print_all(description: str | None, options: Mapping[str, Option]) -> None:
     _print_head(description)
     for option in options.values():
         if not option.is_deprecated:
-            say(_entry(option, real_default(option, options, None), _help(option)))
+            allowed = str(Interval(option.range)) if option.range else ""
+            say(_entry(option, real_default(option, options, None), _help(option), allowed))
 
 
 def _help(option: Option) -> str:
@@ -112,11 +114,12 @@ def _of_row(name: str, algorithm: str) -> str:
     return rows().get(algorithm, {}).get(OF_THE_ALGORITHM[name], "")
 
 
-def _entry(option: Option, default: str, text: str) -> str:
-    """An option with its help beside it, as argparse prints it."""
+def _entry(option: Option, default: str, text: str, allowed: str = "") -> str:
+    """An option with its help beside it, as argparse prints it; its default is not said twice."""
     value = "" if option.is_switch else " " + (" | ".join(option.choices) or "X") + (" ..." * option.takes_several)
     name = f"  --{option.name}{value}"
-    words = f"{text} (default: {default})" if default and default != _said(text) else text  # or it would be said twice
+    added = [allowed, f"default: {default}" if default != _said(text) else ""] if default else [allowed]
+    words = f"{text} ({'; '.join(filter(None, added))})" if any(added) else text
     lines = textwrap.wrap(" ".join(words.split()), WIDTH - INDENT) or [""]
     if len(name) > INDENT - 2:
         return "\n".join([name, *(" " * INDENT + line for line in lines)])

@@ -55,7 +55,6 @@ __all__ = [
     "ModulesToSaveWrapper",
     "TrainOutput",
     "actions_of",
-    "add_action",
     "are_progress_bars_disabled",
     "attention_of",
     "broadcast_object_list",
@@ -181,11 +180,6 @@ def gradients_stay(accelerator: Any, model: Any) -> Iterator[None]:
 def actions_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The options of a parser (trl's adds two for a switch that is on by default)."""
     return parser._actions
-
-
-def add_action(group: Any, action: argparse.Action) -> None:
-    """Show an option of another parser in a group of this one."""
-    group._add_action(action)
 
 
 # ---- DeepSpeed ----------------------------------------------------------------------------------------------------

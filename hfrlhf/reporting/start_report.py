@@ -29,9 +29,9 @@ def start_report(trainer: PolicyRun) -> str:
     lines = [
         f"{args.algorithm} on {_prompts(trainer)}",
         *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
-        f"  plan       {rollouts * each:,} episodes = {rollouts:,} rollouts × {each} "
-        f"({args.num_generations} per prompt); {planned_steps(trainer):,} optimiser steps = rollouts × "
-        f"{_epochs(args)} × {args.num_mini_batches} mini-batches of {args.mini_batch_size}",
+        f"  plan       {rollouts * each:,} episodes = {counted(rollouts, 'rollout')} × {each} "
+        f"({args.num_generations} per prompt); {counted(planned_steps(trainer), 'optimiser step')} = rollouts × "
+        f"{_epochs(args)} × {_mini_batches(args)} of {args.mini_batch_size}",
         f"  tokens     at most {each * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
         f"per forward; {args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device}",
         f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
@@ -49,7 +49,7 @@ def _short_run(args: PolicyGradientConfig, steps: int) -> list[str]:
     asked = f"max_steps={args.max_steps}" if args.max_steps > 0 else f"num_train_epochs={args.num_train_epochs:g}"
     return [
         f"  ATTENTION  {asked} is {rollouts} only: a rollout takes {each} optimiser step{'s' if each > 1 else ''} = "
-        f"{_epochs(args)} × {args.num_mini_batches} mini-batches, and max_steps counts those. "
+        f"{_epochs(args)} × {_mini_batches(args)}, and max_steps counts those. "
         f"100 rollouts are max_steps={100 * each}"
     ]
 
@@ -62,8 +62,17 @@ def _prompts(trainer: PolicyRun) -> str:
 
 def _epochs(args: PolicyGradientConfig) -> str:
     if not args.value_epochs:
-        return f"{args.num_ppo_epochs} epochs"
+        return f"{args.num_ppo_epochs} epoch{'' if args.num_ppo_epochs == 1 else 's'}"
     return f"({args.num_ppo_epochs} + {args.value_epochs} of the critic alone) epochs"
+
+
+def _mini_batches(args: PolicyGradientConfig) -> str:
+    return f"{args.num_mini_batches} mini-batch{'' if args.num_mini_batches == 1 else 'es'}"
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 rollout", "2,000 rollouts"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def first_rollout_report(kl: float, ratio: float, note: str = "") -> str:

@@ -7,10 +7,14 @@ Nothing is imported here, so that the pages of `--help` may read ranges as the c
 
 from __future__ import annotations
 
+import inspect
 import math
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings", bound=type)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,20 @@ class Setting(str):
         """What a class says of a setting anew, over what the classes above it have declared."""
         said = {f.name: getattr(self, f.name) or getattr(earlier, f.name) for f in fields(Setting)}
         return Setting(**said)
+
+
+def documented(settings: Settings) -> Settings:
+    """A decorator that appends all settings declared in a class, and above it, to what `help()` says of it."""
+    lines = ["Settings beyond those of `TrainingArguments`, or with other defaults:"]
+    for name, declared in settings.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        said = declared.metadata.get("help")
+        if isinstance(said, Setting):
+            is_told = declared.default is None or "Default: " in said
+            more = [str(Interval(said.range)) if said.range else "", "" if is_told else f"default: {declared.default}"]
+            text = f"{name}: {said}" + (f" ({'; '.join(filter(None, more))})" if any(more) else "")
+            lines += textwrap.wrap(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    settings.__doc__ = "\n".join([inspect.getdoc(settings) or "", "", *lines])
+    return settings
 
 
 def with_unit(text: str, unit: str) -> str:

@@ -31,7 +31,7 @@ from .checks import (
     is_set,
 )
 from .declarations import forget_derived, mark_derived, plain
-from .fields import setting
+from .fields import documented, setting
 from .inherited import FOLLOWED, POLICY_REFUSED, check_accelerator_config, check_inherited, settle_best_metric
 from .launch import check_launch
 from .old_names import POLICY_SETTINGS
@@ -43,8 +43,9 @@ from .updates import UpdateSettings
 __all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig", "TRPOConfig"]
 
 
+@documented
 @dataclass
-class PolicyGradientConfig(RolloutSettings, UpdateSettings, TrainingArguments):
+class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
     """Settings of `PolicyGradientTrainer`; every field says default, unit, typical range and effect in its help text.
 
     Raises:
@@ -170,6 +171,7 @@ class PolicyGradientConfig(RolloutSettings, UpdateSettings, TrainingArguments):
             self.per_device_eval_batch_size = math.ceil(self.episodes_per_rollout / self.world_size)
 
 
+@documented
 @dataclass
 class PPOConfig(PolicyGradientConfig):
     """Settings of `PPOTrainer`: PPO with GAE and a clipped ratio or an adaptive penalty (SPEC §6.3, 6.4, 4.3).
@@ -193,6 +195,7 @@ class PPOConfig(PolicyGradientConfig):
         return super().runs(algorithm) and algorithm_named(algorithm).is_ppo
 
 
+@documented
 @dataclass
 class TRPOConfig(PolicyGradientConfig):
     """Settings of `TRPOTrainer`: one step of the policy per rollout, as long as the trust region allows (SPEC §6.8).

@@ -12,13 +12,14 @@ from transformers import TrainingArguments
 from ..reporting.screen import RunWarning
 from .checks import check_length, check_numbers, check_words
 from .declarations import forget_derived, mark_derived, plain
-from .fields import setting
+from .fields import documented, setting
 from .inherited import FOLLOWED_BY_REWARD, REWARD_REFUSED, check_accelerator_config, check_inherited
 from .launch import check_launch
 from .old_names import REWARD_SETTINGS
 from .unknown_names import refuse_unknown
 
 
+@documented
 @dataclass
 class RewardConfig(TrainingArguments):
     """Settings of `RewardTrainer`; every field says default, unit, typical range and effect in its help text.

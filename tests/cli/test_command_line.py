@@ -27,11 +27,8 @@ class Options:
     files: list[str] = field(default_factory=list)
 
 
-SHOWN = {"the steps": "shuffle learning_rate", "the rest": "packing"}
-
-
 def parse(*argv: str) -> Options:
-    (options,) = parse_command_line((Options,), "What it does.\n\n    an example", SHOWN, argv)
+    (options,) = parse_command_line((Options,), argv)
     return options
 
 
@@ -70,10 +67,10 @@ def test_checkpoints_that_are_switched_off_are_not_asked_for(tmp_path: Path, cap
     path = tmp_path / "run.yaml"
     path.write_text('save_strategy: "no"\nuse_cpu: true\n')
     with pytest.raises(SystemExit):
-        parse_command_line((SFTConfig,), "", {}, ["--config", str(path), "--save_steps", "50"])
+        parse_command_line((SFTConfig,), ["--config", str(path), "--save_steps", "50"])
     assert "say `--save_strategy steps`, too" in capsys.readouterr().err
     asked = ["--config", str(path), "--save_steps", "50", "--save_strategy", "steps"]
-    (args,) = parse_command_line((SFTConfig,), "", {}, [*asked, "--output_dir", str(tmp_path)])
+    (args,) = parse_command_line((SFTConfig,), [*asked, "--output_dir", str(tmp_path)])
     assert args.save_steps == 50
 
 
@@ -106,8 +103,8 @@ def test_every_list_of_the_recipes_takes_one_value(kinds: Any, tmp_path: Path) -
         if value is None or name == "optim_target_modules":  # refused by these settings, whatever the value
             continue
         (tmp_path / "run.yaml").write_text(f"{name}: {value}\n")
-        by_file = parse_command_line(kinds, "", {}, ["--config", str(tmp_path / "run.yaml"), *fixed])
-        by_words = parse_command_line(kinds, "", {}, [f"--{name}", value, *fixed])
+        by_file = parse_command_line(kinds, ["--config", str(tmp_path / "run.yaml"), *fixed])
+        by_words = parse_command_line(kinds, [f"--{name}", value, *fixed])
         found = [[getattr(record, name) for record in by if hasattr(record, name)] for by in (by_file, by_words)]
         assert found[0] == found[1] and found[0], name
 
@@ -137,7 +134,7 @@ def test_a_list_of_other_things_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_words_that_yaml_reads_as_something_else(text: str, name: str, expected: object, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text + "\n")
     argv = ["--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False"]
-    (args,) = parse_command_line((SFTConfig,), "", {}, argv)
+    (args,) = parse_command_line((SFTConfig,), argv)
     assert getattr(args, name) == expected
 
 
@@ -147,46 +144,9 @@ def test_the_file_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 2 and "--config gone.yaml: the file does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_shows_the_chosen_options_in_their_groups(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse("--learning_rate", "3", flag)
-    assert stop.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("[--config FILE.yaml] [--OPTION VALUE ...] [--help | --help-all]")
-    assert lines[2:] == [
-        "What it does.",
-        "",
-        "    an example",
-        "",
-        "the steps:",
-        "  --shuffle          Shuffle rows. (default: True)",
-        "  --learning_rate X  Step size. (default: 0.5)",
-        "",
-        "the rest:",
-        "  --packing          Pack rows. (default: False)",
-        "",
-        "and 3 options more: --help-all",
-    ]
-
-
-def test_help_all_shows_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse("--help-all")
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("--shuffle", "--no_shuffle", "--learning_rate", "--packing", "--name"))
-    assert "(e.g. for LoRA)" in out
-
-
-def test_help_refuses_to_show_what_is_not_there() -> None:
-    with pytest.raises(ValueError, match="'warmth', which is no field"):
-        parse_command_line((Options,), "", {"a": "warmth"}, ["--help"])
-
-
 @pytest.mark.parametrize(("given", "expected"), [("True", True), ("true", True), ("runs/a/checkpoint-2",) * 2])
 def test_resume_true_means_the_newest_checkpoint(given: str, expected: object, tmp_path: Path) -> None:
     argv = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False", "--resume_from_checkpoint", given]
-    (config,) = parse_command_line((SFTConfig,), "", {}, argv)
+    (config,) = parse_command_line((SFTConfig,), argv)
     assert config.resume_from_checkpoint is expected or config.resume_from_checkpoint == expected
     assert isinstance(config.resume_from_checkpoint, type(expected))

@@ -204,6 +204,22 @@ def test_the_whole_help_leaves_nothing_open_and_says_nothing_twice(settings, cap
     assert "--resume_from_checkpoint X `True` for the newest checkpoint" in page
 
 
+def test_the_whole_help_says_ranges_and_words(capsys):
+    with pytest.raises(SystemExit):
+        look("--help-all")
+    page = " ".join(capsys.readouterr().out.split())
+    assert (
+        "--gae_lambda X GAE's λ, 0 (one-step, biased by the critic) to 1 (no bias, more variance). (at least 0, "
+        in page
+    )
+    assert "Typical: 3. (above 1)" in page and "--kl_in reward | loss Where the KL enters" in page
+    assert "--max_prompt_length X Tokens. Longer prompts" in page
+
+
+def test_a_word_that_is_none_of_its_setting(capsys):
+    assert refusals(capsys, *ENOUGH, "--kl_in", "nowhere") == ["--kl_in must be one of reward, loss; got 'nowhere'"]
+
+
 @pytest.mark.parametrize("argv", [["--algorithm"], ["--algorithm", "--help"], ["--algorithm="]])
 def test_an_option_without_its_value_says_so(argv):
     with pytest.raises(SystemExit, match="--algorithm needs a value"):

@@ -85,7 +85,7 @@ def test_an_unknown_algorithm_lists_the_names_and_the_nearest():
 )
 def test_what_cannot_work_is_said_in_a_line(argv, message, capsys):
     with pytest.raises(SystemExit):
-        parse_command_line((PolicyGradientConfig,), "", {}, argv)
+        parse_command_line((PolicyGradientConfig,), argv)
     assert message in capsys.readouterr().err
 
 

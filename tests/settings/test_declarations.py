@@ -73,7 +73,7 @@ def test_every_number_of_ours_has_a_range(cls):
     without = {
         field.name
         for field in dataclasses.fields(cls)
-        if field.name not in inherited and ("int" in field.type or "float" in field.type)
+        if field.name not in inherited and ("int" in str(field.type) or "float" in str(field.type))
         if not declarations(cls)[field.name].range
     }
     assert without <= {"stop_token_id", "reward_weights"}  # a name, and a list
@@ -81,6 +81,22 @@ def test_every_number_of_ours_has_a_range(cls):
 
 def test_the_inherited_numbers_are_there():
     assert INHERITED.keys() <= {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_help_says_of_each_setting_what_it_does_once(cls):
+    text = " ".join(cls.__doc__.split())
+    for field in dataclasses.fields(cls):
+        if isinstance(field.metadata.get("help"), Setting):
+            assert text.count(f" {field.name}: {' '.join(field.metadata['help'].split())}") == 1, field.name
+    assert "learning_rate: " in text and "default: None" not in text
+
+
+def test_help_says_ranges_and_defaults():
+    text = " ".join(PPOConfig.__doc__.split())
+    assert "to 1 (no bias, more variance). (at least 0, at most 1; default: 0.95)" in text
+    assert "kl_target: Nats per response. If set, kl_coef adapts to hold it. Typical: 3 to 10. (above 0)" in text
+    assert "value_learning_rate: Step size of the critic. Default: learning_rate. (at least 0)" in text
 
 
 # ---- What follows ---------------------------------------------------------------------------------------------------

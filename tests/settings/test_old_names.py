@@ -109,7 +109,7 @@ def test_the_command_line_says_all_at_once_too(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("beta: 0.1\nlearnin_rate: 1\n", encoding="utf-8")
     with pytest.raises(SystemExit):
-        parse_command_line((PPOConfig,), "", {}, ["--config", str(path), "--num_iterations", "2", "--beta=1"])
+        parse_command_line((PPOConfig,), ["--config", str(path), "--num_iterations", "2", "--beta=1"])
     said = capsys.readouterr().err
     assert said.count("there is no option") == 3
     for words in ("'beta'; its name here is: kl_coef", "'learnin_rate'; did you mean learning_rate?", "num_ppo_epochs"):
@@ -119,5 +119,5 @@ def test_the_command_line_says_all_at_once_too(tmp_path, capsys):
 def test_the_command_line_knows_whose_settings_it_parses(tmp_path, capsys):
     """`max_prompt_length` is a field of the one, and an old name of the other."""
     with pytest.raises(SystemExit):
-        parse_command_line((RewardConfig,), "", {}, ["--max_prompt_length", "8", "--output_dir", str(tmp_path)])
+        parse_command_line((RewardConfig,), ["--max_prompt_length", "8", "--output_dir", str(tmp_path)])
     assert "its name here is: max_length" in capsys.readouterr().err

@@ -92,6 +92,9 @@ def test_the_start_report_says_what_will_happen(tiny_model_folder, tmp_path, cap
     printed = capsys.readouterr().out
     for fact in ("16 episodes = 2 rollouts × 8", "6 optimiser steps", "2 epochs × 2 mini-batches of 4", "12 prompts"):
         assert fact in printed
+    once = trainer(str(tiny_model_folder), tmp_path, num_ppo_epochs=1, num_mini_batches=1, max_steps=1)
+    plan = "8 episodes = 1 rollout × 8 (1 per prompt); 1 optimiser step = rollouts × 1 epoch × 1 mini-batch of 8"
+    assert plan in start_report(once)
 
 
 @pytest.mark.parametrize(
