@@ -57,8 +57,9 @@ TARGET_LINES = {
     "hfrlhf/models/policy/actor_critic.py": 220,
     "hfrlhf/rewards/sources.py": 200,
     "hfrlhf/settings/policy_gradient.py": 250,
-    "hfrlhf/trainers/reward.py": 200,
-    "hfrlhf/trainers/policy_gradient.py": 280,
+    "hfrlhf/trainers/reward.py": 250,
+    "hfrlhf/trainers/run_trainer.py": 280,
+    "hfrlhf/trainers/policy_gradient.py": 340,
     "hfrlhf/trainers/rollout_loop.py": 250,
 }
 DEFAULT_TARGET_LINES = 200

@@ -10,134 +10,24 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
 
-from ..models.libraries import clear_device_cache
-from ..models.sharding import strategy_of
+from ..models.libraries import set_last_rates
+from ..models.strategies.data_parallel import DataParallel
 from ..reporting.screen import RunWarning
-from ..runs.input_checks import check_best_metric, check_callbacks, check_early_stopping, check_evaluation
 
 # Settings of a class that hold parameters: those groups are the trainer's to make.
 OWN_GROUPS = ("params", "model", "optimizer_dict")
-
-
-class OptimizerDuties:
-    """Mixin before `transformers.Trainer`: an optimiser passed from outside, and the modes of one that has modes.
-
-    Raises:
-        TypeError, ValueError: at construction, for an optimiser that lacks something that trains, a schedule of another
-            optimiser, or both an optimiser and a class.
-    """
-
-    has_named_groups = False  # whether the trainer reads the names of its optimiser's groups
-    given_optimizer: tuple[Any, dict[str, Any]] | None = None
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs["callbacks"] = check_callbacks(kwargs.get("callbacks"))
-        check_evaluation(kwargs["args"], kwargs.get("eval_dataset"))
-        given = kwargs.pop("optimizer_cls_and_kwargs", None)
-        pair, self.given_optimizer = settled(kwargs.pop("optimizers", None) or (None, None), given)
-        if pair[0] is not None:
-            check_holds(pair[0], kwargs["model"], self.moved_by_optimizer(kwargs["model"]))
-            check_own_rates_unset(kwargs["args"])
-        super().__init__(*args, **kwargs | {"optimizers": pair})
-        self.strategy = strategy_of(self.accelerator)
-        check_best_metric(self, self.evaluation_metric_names())
-        check_early_stopping(self, self.evaluation_metric_names())
-        self.name_optimizer()
-        if pair[0] is not None and self.has_named_groups and self.strategy.owns_gradients:
-            raise ValueError(
-                f"{self.strategy.title} keeps the gradients itself, so that policy and critic can only rest by "
-                f"parameter groups that the trainer has made; pass {INSTEAD}"
-            )
-
-    def moved_by_optimizer(self: Any, model: Any) -> dict[str, nn.Parameter]:
-        """What the optimiser has to hold: everything that trains."""
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def name_optimizer(self: Any) -> None:
-        """Look up what `optim` names, and make nothing of it: what is not installed is heard of here, not in train().
-
-        A subclass may have its own way to say which optimiser it is, and need more than there is by now.
-        """
-        if self.optimizer is None and type(self).get_optimizer_cls_and_kwargs.__module__.startswith("hfrlhf."):
-            self.get_optimizer_cls_and_kwargs(self.args, self.model)
-
-    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's, after a last look at the optimiser: a subclass may make its own without asking us."""
-        if self.optimizer is not None and not self.strategy.in_pieces:  # elsewhere its tensors are pieces
-            check_holds(self.optimizer, self.model, self.moved_by_optimizer(self.model))
-        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-
-    def create_optimizer(self: Any, model: Any = None) -> Any:
-        """The Trainer's, and then a look at whether it holds what trains: a subclass may have made its own."""
-        optimizer = super().create_optimizer(model)  # type: ignore[misc]
-        check_holds(optimizer, model or self.model, self.moved_by_optimizer(model or self.model))
-        return optimizer
-
-    def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """The class and settings passed to the trainer, on its own parameter groups; else those that `optim` names."""
-        if self.given_optimizer is None:
-            return super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
-        cls, given = self.given_optimizer
-        if not is_class(cls):
-            return cls, given  # a factory groups the model's parameters itself
-        settings = {"lr": args.learning_rate, "weight_decay": args.weight_decay} | given
-        groups = self.parameter_groups(model or self.model, settings["lr"], settings["weight_decay"])
-        return cls, {"lr": args.learning_rate} | given | {"params": groups}
-
-    def parameter_groups(self: Any, model: Any, rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """What trains, in a group with weight decay and one without."""
-        decays = set(self.get_decay_parameter_names(model))
-        trains = [(name in decays, p) for name, p in model.named_parameters() if p.requires_grad]
-        return [
-            {"params": [p for decay, p in trains if decay == here], "lr": rate, "weight_decay": weight_decay * here}
-            for here in (True, False)
-        ]
-
-    # ---- Modes --------------------------------------------------------------------------------------------------
-
-    def optimizer_mode(self: Any, mode: str) -> None:
-        """Tell an optimiser that has modes which weights are due.
-
-        Args:
-            mode: "train" before a step, "eval" before the weights are used in any other way.
-        """
-        switch = getattr(self.optimizer, mode, None)
-        if callable(switch):
-            switch()
-
-    @property
-    def has_modes(self: Any) -> bool:
-        """Whether the weights that take steps are others than those that are sampled from."""
-        inner = self.optimizer
-        while hasattr(inner, "optimizer"):  # accelerate's wrapper has both methods, whatever is in it
-            inner = inner.optimizer
-        return callable(getattr(inner, "eval", None))
-
-    def empty_cache(self: Any) -> None:
-        """Free the device's cached memory in the steps that `torch_empty_cache_steps` names."""
-        every = self.args.torch_empty_cache_steps
-        if every is not None and self.state.global_step % every == 0:
-            clear_device_cache()
-
-    def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in the stock Trainer, the weights that are to be used."""
-        self.optimizer_mode("eval")
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-
-    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        self.optimizer_mode("eval")  # the optimiser's own state is saved beside the weights that belong to it
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-
-    def _finalize_training(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """What is left after a training are the weights that are to be used."""
-        self.optimizer_mode("eval")
-        return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+# An optimiser's class (or a factory) and its settings.
+Factory = tuple[Any, dict[str, Any]]
+# Parameter groups for a learning rate and a weight decay.
+Groups = Callable[[float, float], list[dict[str, Any]]]
 
 
 INSTEAD = (
@@ -145,12 +35,12 @@ INSTEAD = (
 )
 
 
-def is_class(optimizer: Any) -> bool:
+def is_class(optimizer: object) -> bool:
     """Whether it takes parameter groups, as torch's optimisers do (transformers knows factories beside them)."""
     return isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
 
 
-def settled(optimizers: Any, given: Any) -> tuple[tuple[Any, Any], tuple[Any, dict[str, Any]] | None]:
+def settled(optimizers: Any, given: Any) -> tuple[tuple[Any, Any], Factory | None]:
     """The pair (optimiser, schedule) and the pair (class, settings) of what was passed; one of them is empty.
 
     Args:
@@ -176,7 +66,7 @@ def settled(optimizers: Any, given: Any) -> tuple[tuple[Any, Any], tuple[Any, di
     return (optimizer, schedule), given
 
 
-def _class_and_settings(given: Any) -> tuple[Any, dict[str, Any]]:
+def _class_and_settings(given: Any) -> Factory:
     if not isinstance(given, tuple | list) or len(given) != 2 or not callable(given[0]):
         raise TypeError(f"`optimizer_cls_and_kwargs` is a pair (class, settings), got {_kind(given)}")
     cls, settings = given[0], given[1] or {}
@@ -225,7 +115,7 @@ def held_by(optimizer: Any) -> set[int] | None:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def check_holds(optimizer: Any, model: Any, trains: Mapping[str, nn.Parameter]) -> None:
+def check_holds(optimizer: Any, model: nn.Module, trains: Mapping[str, nn.Parameter]) -> None:
     """Refuse an optimiser that lacks something that trains; warn of one that holds what is not the model's.
 
     Args:
@@ -252,10 +142,87 @@ def check_holds(optimizer: Any, model: Any, trains: Mapping[str, nn.Parameter]) 
         )
 
 
+# ---- Its groups -----------------------------------------------------------------------------------------------------
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], decays: Collection[str], rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """What trains, in a group with weight decay and one without.
+
+    Args:
+        named: a model's parameters. decays: names of those that decay. rate: of learning.
+    """
+    trains = [(name in decays, p) for name, p in named if p.requires_grad]
+    return [
+        {"params": [p for decay, p in trains if decay == here], "lr": rate, "weight_decay": weight_decay * here}
+        for here in (True, False)
+    ]
+
+
+def on_groups(given: Factory, args: TrainingArguments, groups: Groups) -> Factory:
+    """The class and settings that a caller passed, on the trainer's parameter groups; its own rates come first."""
+    cls, settings = given
+    if not is_class(cls):
+        return cls, settings  # a factory groups the model's parameters itself
+    rates = {"lr": args.learning_rate, "weight_decay": args.weight_decay} | settings
+    return cls, {"lr": args.learning_rate} | settings | {"params": groups(rates["lr"], rates["weight_decay"])}
+
+
+def check_groups_are_ours(optimizer: Any, groups_are_read: bool, strategy: DataParallel) -> None:
+    """Refuse an optimiser from outside where parts of the model can only rest by the names of its groups.
+
+    Args:
+        optimizer: what was passed, or None. groups_are_read: whether the trainer lets parts of its model rest.
+
+    Raises:
+        ValueError: the strategy keeps the gradients.
+    """
+    if optimizer is not None and groups_are_read and strategy.owns_gradients:
+        raise ValueError(
+            f"{strategy.title} keeps the gradients itself, so that policy and critic can only rest by "
+            f"parameter groups that the trainer has made; pass {INSTEAD}"
+        )
+
+
+# ---- While it runs --------------------------------------------------------------------------------------------------
+
+
+def switch_mode(optimizer: Any, mode: str) -> None:
+    """Tell an optimiser that has modes which weights are due.
+
+    Args:
+        mode: "train" before a step, "eval" before the weights are used in any other way.
+    """
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
+
+
+def has_modes(optimizer: Any) -> bool:
+    """Whether the weights that take steps are others than those that are sampled from."""
+    while hasattr(optimizer, "optimizer"):  # accelerate's wrapper has both methods, whatever is in it
+        optimizer = optimizer.optimizer
+    return callable(getattr(optimizer, "eval", None))
+
+
+def follow_schedule(optimizer: Any, schedule: Any) -> None:
+    """Give an optimiser that came back from a checkpoint the rates of its new schedule.
+
+    It came back with the old schedule's rate, which the next step would still have used.
+    """
+    if not isinstance(schedule, LambdaLR):
+        return
+    rates = [f(schedule.last_epoch) * base for f, base in zip(schedule.lr_lambdas, schedule.base_lrs, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    set_last_rates(schedule, rates)
+
+
 def _first(names: Iterable[str]) -> str:
     shown = list(names)
     return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return f"{str(value)[:60]!r} ({type(value).__name__})"

@@ -250,9 +250,6 @@ TRAINER_HOOKS: dict[str, tuple[str, ...]] = {
     "_push_from_checkpoint": ("checkpoint_folder",),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
-    "_save_optimizer_and_scheduler": ("output_dir",),
-    "_save_rng_state": ("output_dir",),
-    "_save_scaler": ("output_dir",),
     "_set_signature_columns_if_needed": (),
 }
 # Of `evaluate.Metric`.

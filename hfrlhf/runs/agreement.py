@@ -1,62 +1,99 @@
-"""What all processes must know before any goes on: an error of one of them ends the save on every one."""
+"""What all processes must know before any goes on: an error of one of them ends the step for every one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from typing import TypeVar
+
+from accelerate import Accelerator
 
 from ..models.libraries import gather_object
+from ..models.sharding import strategy_of
+
+T = TypeVar("T")
 
 
 class Agreement:
-    """Mixin before `transformers.Trainer`: the steps of a save at which processes meet, met by one that failed, too."""
+    """The processes of a run: what each says, and the points at which they meet, also those that failed before.
 
-    _staged: Path | None = None  # where the run's folder seems to be while a checkpoint is written
-    _noted_error: str | None = None  # what went wrong on this process and not all know yet
+    Args:
+        accelerator: which knows the processes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._noted_error: str | None = None  # what went wrong on this process and not all know yet
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def process(self) -> int:
+        """Which one this is, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first of all."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this is the first on its machine."""
+        return bool(self.accelerator.is_local_main_process)
+
+    @property
+    def exchanges_while_it_writes(self) -> bool:
+        """Whether the processes talk to each other within a save, each of them writing its piece."""
+        return strategy_of(self.accelerator).in_pieces
+
+    def from_all(self, said: T) -> list[T]:
+        """What each process says, in their order; all wait for all."""
+        return [said] if self.processes == 1 else list(gather_object([said]))
 
     @contextmanager
-    def _noted(self: Any) -> Iterator[None]:
-        """Keep what went wrong on this process until all have come to `_agree`: the others wait for it till there."""
+    def noted(self) -> Iterator[None]:
+        """Keep what went wrong on this process until all have come to `meet`: the others wait for it till there."""
         try:
             yield
         except Exception as error:
-            if self.args.world_size == 1 or self._exchanges_while_it_writes:
+            # One that fails between exchanges cannot come to the meeting point: there the launcher ends the others.
+            if self.processes == 1 or self.exchanges_while_it_writes:
                 raise
-            self._noted_error = self._noted_error or f"process {self.args.process_index}: {error}"
+            self._noted_error = self._noted_error or f"process {self.process}: {error}"
 
-    def _agree(self: Any) -> None:
-        """All processes meet.
+    def meet(self) -> None:
+        """All processes come together.
 
         Raises:
             OSError: on every process, if something went wrong on one.
         """
-        said, self._noted_error = self._from_all(self._noted_error), None
+        said, self._noted_error = self.from_all(self._noted_error), None
         if failures := [words for words in said if words]:
             raise OSError("; ".join(failures))
 
-    def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in the stock Trainer; within a checkpoint an error waits until the other processes hear of it."""
-        with self._noted() if self._staged else nullcontext():
-            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
 
-    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
-        with self._noted():
-            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """A block in which one process's error is every process's: none is left waiting for one that has failed.
 
-    def _save_scaler(self: Any, output_dir: str) -> None:
-        with self._noted():
-            super()._save_scaler(output_dir)  # type: ignore[misc]
+    The block itself must not communicate. A process that fails waits at its end for the others.
 
-    def _save_rng_state(self: Any, output_dir: str) -> None:
-        with self._noted():
-            super()._save_rng_state(output_dir)  # type: ignore[misc]
-
-    @property
-    def _exchanges_while_it_writes(self: Any) -> bool:
-        return bool(self.strategy.in_pieces)
-
-    def _from_all(self: Any, said: Any) -> list[Any]:
-        """What each process says, in their order; all wait for all."""
-        return [said] if self.args.world_size == 1 else gather_object([said])
+    Raises:
+        RuntimeError: on the processes where the block went well, if it failed on another.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if accelerator.num_processes > 1:
+        errors = gather_object([error and f"{type(error).__name__}: {error}"])
+        failed = next((rank for rank, text in enumerate(errors) if text), None)
+        if error is None and failed is not None:
+            raise RuntimeError(f"process {failed} failed: {errors[failed]}")
+    if error is not None:
+        raise error

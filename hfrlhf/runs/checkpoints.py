@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..models.quantization import quantization_of
 from .folder import damage, discard, replaced_aside
 
 logger = logging.get_logger(__name__)
@@ -88,15 +92,33 @@ def step_of(checkpoint: Path) -> int:
 
 def saved_state(checkpoint: str | Path) -> dict[str, Any]:
     """The Trainer's state in a checkpoint: `global_step`, `max_steps`, `num_train_epochs`, …"""
-    return json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    return state
 
 
-def changed_settings(state_file: Path, settings: dict[str, Any]) -> str | None:
+def best_by_name(state: TrainerState, run: Path, staged: Path) -> TrainerState:
+    """The state with the best checkpoint under the name it will have: the Trainer saw the folder aside.
+
+    Args:
+        run: the run's folder. staged: the checkpoint that was written aside a moment ago.
+    """
+    best = run / f"checkpoint-{state.best_global_step}"
+    if state.best_global_step and (best.name == staged.name or best.is_dir()):
+        return replace(state, best_model_checkpoint=str(best))
+    return state
+
+
+def changed_settings(state_file: Path, settings: Mapping[str, Any]) -> str | None:
     """What of a run's settings is not as in the checkpoint, as "name: old → new"; None where all are the same."""
     saved = json.loads(state_file.read_text(encoding="utf-8"))["settings"]
-    now = json.loads(json.dumps(settings))  # as they would be read back
+    now = json.loads(json.dumps(dict(settings)))  # as they would be read back
     changed = [f"{name}: {saved.get(name)} → {value}" for name, value in now.items() if saved.get(name) != value]
     return "; ".join(changed) or None
+
+
+def model_settings(model: Any) -> dict[str, Any]:
+    """What of a model a resumed run must share: how its base is quantised, and what its adapters are."""
+    return {"quantization": quantization_of(model), "adapters": adapter_settings(model)}
 
 
 def adapter_settings(model: Any) -> dict[str, dict[str, Any]]:
@@ -142,6 +164,6 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None, just_se
     return gone
 
 
-def write_training_args(args: Any, folder: Path) -> None:
+def write_training_args(args: TrainingArguments, folder: Path) -> None:
     """The settings of the run as JSON, without tokens, where the Trainer would write a pickle."""
     (folder / "training_args.json").write_text(args.to_json_string() + "\n", encoding="utf-8")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 # Of transformers' own callbacks and of ours none adds a metric to those of an evaluation.
 _KNOWN = ("transformers.", "hfrlhf.")
 _TIMES = ("runtime", "samples_per_second", "steps_per_second")
 
 
-def check_callbacks(callbacks: Any) -> list[Any] | None:
+def check_callbacks(callbacks: object) -> list[Any] | None:
     """The callbacks as a list; refuse what is none.
 
     Raises:
@@ -32,7 +32,7 @@ def check_callbacks(callbacks: Any) -> list[Any] | None:
     return list(callbacks)
 
 
-def check_evaluation(args: Any, eval_dataset: Any) -> None:
+def check_evaluation(args: TrainingArguments, eval_dataset: object) -> None:
     """Refuse evaluations that were asked for without anything to evaluate on.
 
     Raises:
@@ -40,13 +40,34 @@ def check_evaluation(args: Any, eval_dataset: Any) -> None:
     """
     if eval_dataset is not None:
         return
-    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    strategy = _when(args)
     asked = f"eval_strategy={strategy!r}" if strategy != "no" else "eval_on_start=True" if args.eval_on_start else None
     if asked:
         raise ValueError(f"`{asked}` asks for evaluations, and there is no `eval_dataset`: pass one, or leave it out")
 
 
-def check_early_stopping(trainer: Any, names: Iterable[str]) -> None:
+def check_metrics(
+    args: TrainingArguments,
+    eval_dataset: object,
+    names: Sequence[str],
+    callbacks: Iterable[TrainerCallback],
+    evaluate: Callable[..., Any],
+) -> None:
+    """Refuse a metric to choose or to stop by that no evaluation will have.
+
+    Args:
+        eval_dataset: the trainer's, or a dict of them by name. names: of the trainer's own metrics, without `eval_`.
+        evaluate: the trainer's method.
+
+    Raises:
+        ValueError: the message says what to set, or which metrics there are.
+    """
+    callbacks = list(callbacks)
+    check_best_metric(args, eval_dataset, names, [evaluate, *(callback.on_evaluate for callback in callbacks)])
+    check_early_stopping(args, callbacks, names)
+
+
+def check_early_stopping(args: TrainingArguments, callbacks: Iterable[object], names: Iterable[str]) -> None:
     """Refuse a callback that stops by a metric where none was named, or none will be measured.
 
     Args:
@@ -55,34 +76,37 @@ def check_early_stopping(trainer: Any, names: Iterable[str]) -> None:
     Raises:
         ValueError: the message says what to set.
     """
-    if not any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
+    if not any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
         return
-    if trainer.args.metric_for_best_model is None:
+    if args.metric_for_best_model is None:
         raise ValueError(
             "EarlyStoppingCallback stops by `metric_for_best_model`, which is not set; an evaluation gives "
             f"{', '.join(names)}"
         )
-    if getattr(trainer.args.eval_strategy, "value", trainer.args.eval_strategy) == "no":
+    if _when(args) == "no":
         raise ValueError(
             "EarlyStoppingCallback needs evaluations to stop by: set `eval_strategy='steps'` and `eval_steps`"
         )
 
 
-def check_best_metric(trainer: Any, names: Iterable[str]) -> None:
+def check_best_metric(
+    args: TrainingArguments, eval_dataset: object, names: Iterable[str], hooks: Iterable[Callable[..., Any]]
+) -> None:
     """Refuse a best metric that no evaluation will have.
 
     Where a subclass or a callback may add metrics of its own to an evaluation's, nothing is known of them.
 
     Args:
-        names: of the trainer's own metrics, without `eval_`.
+        eval_dataset: the trainer's, or a dict of them by name. names: of the trainer's own metrics, without `eval_`.
+            hooks: the functions that have a hand in an evaluation.
 
     Raises:
         ValueError: the message lists the metrics there are.
     """
-    metric, strategy = trainer.args.metric_for_best_model, trainer.args.eval_strategy
-    if metric is None or getattr(strategy, "value", strategy) == "no" or _adds_metrics(trainer):
+    metric = args.metric_for_best_model
+    if metric is None or _when(args) == "no" or not all(hook.__module__.startswith(_KNOWN) for hook in hooks):
         return
-    sets = [f"{name}_" for name in trainer.eval_dataset] if isinstance(trainer.eval_dataset, Mapping) else [""]
+    sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else [""]
     known = [f"{part}{name}" for part in sets for name in names]
     wanted = metric.removeprefix("eval_")
     if wanted in known or wanted in [f"{part}{time}" for part in sets for time in _TIMES]:
@@ -95,12 +119,10 @@ def check_best_metric(trainer: Any, names: Iterable[str]) -> None:
     )
 
 
-def _adds_metrics(trainer: Any) -> bool:
-    """Whether code that is neither ours nor transformers' has a hand in an evaluation."""
-    callbacks = [type(callback) for callback in trainer.callback_handler.callbacks]
-    hooks = [type(trainer).evaluate, *(callback.on_evaluate for callback in callbacks)]
-    return not all(hook.__module__.startswith(_KNOWN) for hook in hooks)
+def _when(args: TrainingArguments) -> str:
+    """When the run evaluates: "no", "steps" or "epoch"."""
+    return str(getattr(args.eval_strategy, "value", args.eval_strategy))
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return f"{str(value)[:60]!r} ({type(value).__name__})"

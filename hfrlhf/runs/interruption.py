@@ -12,10 +12,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .launcher import is_alive, say_after, waiting_launcher
 
@@ -56,19 +58,20 @@ class Interruption(TrainerCallback):
     A second signal, more than two seconds after the first, ends the process at once.
 
     Args:
-        trainer: to be stopped, with all its processes, whichever of them got the signal.
+        args: settings of the run, with its folder. accelerator: of the run, all of whose processes are stopped,
+            whichever of them got the signal.
 
     Raises:
         ValueError: `enable_jit_checkpoint`, which would answer the same signal in its own way.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        if getattr(trainer.args, "enable_jit_checkpoint", False):
+    def __init__(self, args: TrainingArguments, accelerator: Accelerator) -> None:
+        if getattr(args, "enable_jit_checkpoint", False):
             raise ValueError(
                 "`enable_jit_checkpoint=True` would save in the middle of a step; leave it off: at SIGTERM and SIGINT "
                 "this trainer finishes the step, saves, and exits"
             )
-        self.trainer = trainer
+        self.args, self.accelerator = args, accelerator
         self.received: int | None = None  # the signal, once there was one
         self.since = 0.0
         self.stopped_at: int | None = None  # the step whose checkpoint is the last
@@ -97,14 +100,14 @@ class Interruption(TrainerCallback):
             self._leave()
 
     def _leave(self) -> None:
-        folder = Path(self.trainer.args.output_dir, f"checkpoint-{self.stopped_at}")
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.stopped_at}")
         how = "go on with `resume_from_checkpoint=True` (recipes: `--resume_from_checkpoint True`)"
-        if self.trainer.args.save_only_model:
+        if self.args.save_only_model:
             how = "it has the weights alone (`save_only_model=True`), a run cannot be resumed from it"
         message = (
             f"stopped by a signal after step {self.stopped_at}; {folder} is complete: {how} (exit code {EXIT_CODE})"
         )
-        if self.trainer.is_world_process_zero():
+        if self.accelerator.is_main_process:
             if not folder.is_dir():
                 raise RuntimeError(
                     f"stopped by a signal after step {self.stopped_at}, but its checkpoint {folder} is gone: something "
@@ -114,7 +117,7 @@ class Interruption(TrainerCallback):
                 say_at_the_end(message)
         raise Interrupted(message)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self.since = number, time.monotonic()
             _say(
@@ -125,17 +128,16 @@ class Interruption(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """After a whole step: if any process was told to stop, all save and stop."""
         if self._any_process_was_told():
             control.should_save = control.should_training_stop = True
             self.stopped_at = state.global_step
 
     def _any_process_was_told(self) -> bool:
-        accelerator = self.trainer.accelerator
         # A launcher that has ended tells nothing any more, and nobody would see what becomes of this process.
         here = self.received is not None or (self.launcher is not None and not is_alive(self.launcher))
-        if accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1:
             return here
-        told = torch.tensor(float(here), device=accelerator.device)
-        return bool(accelerator.reduce(told, "sum") > 0)
+        told = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)

@@ -1,7 +1,9 @@
 """One run at a time in an output folder: a requeued job and the one it replaces must not take each other's checkpoints.
 
-The claim is the operating system's lock on a file in the folder (`flock`, on Windows `LockFileEx`), which it lets go of
-when the process ends, however it ends: no claim of a dead process is ever in the way.
+The claim is the operating system's lock on a file in the folder, as `filelock` takes it (`flock`, on Windows
+`LockFileEx`); the system lets go of it when the process ends, however it ends: no claim of a dead process is ever in
+the way. What is ours around it: `filelock.FileLock` does not say who holds the file, leaves it in the folder, and where
+the file system knows no locks falls back to a marker file, which a killed process would leave behind.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 from filelock import lock_descriptor, unlock_descriptor
 from transformers.utils import logging
+
+from .agreement import Agreement
 
 logger = logging.get_logger(__name__)
 
@@ -100,12 +102,18 @@ def _is_still(handle: int, path: Path) -> bool:
 
 
 class RunLock:
-    """Mixin of a trainer with `_from_all`: its first process holds the output folder while it trains."""
+    """The first process of a run holds the output folder while it trains.
 
-    _holds = False
+    Args:
+        agreement: the processes of the run.
+    """
+
+    def __init__(self, agreement: Agreement) -> None:
+        self.agreement = agreement
+        self._holds = False
 
     @contextmanager
-    def alone(self: Any) -> Iterator[None]:
+    def held(self, run: Path) -> Iterator[None]:
         """Hold the folder; within a block that does so already, nothing happens. All processes come here together.
 
         Raises:
@@ -114,13 +122,13 @@ class RunLock:
         if self._holds:
             yield
             return
-        run, handle, refused = Path(str(self.args.output_dir)), None, None
-        if self.is_world_process_zero():
+        handle, refused = None, None
+        if self.agreement.is_first:
             try:
                 handle = claim(run)
             except FolderInUse as error:
                 refused = str(error)
-        if refused := self._from_all(refused)[0]:
+        if refused := self.agreement.from_all(refused)[0]:
             raise FolderInUse(refused)
         self._holds = True
         try:
@@ -129,14 +137,3 @@ class RunLock:
             self._holds = False
             if handle is not None:
                 release(run, handle)
-
-
-def alone(train: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a trainer that holds the output folder while it runs."""
-
-    @wraps(train)
-    def held(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.alone():
-            return train(self, *args, **kwargs)
-
-    return held

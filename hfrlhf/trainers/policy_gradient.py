@@ -7,12 +7,15 @@ them. What distinguishes one algorithm from another is its row in `ALGORITHMS`.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+import time
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import Trainer
 
 from ..algorithms import algorithm_named
 from ..core.advantages import PSI, PsiOptions
@@ -31,12 +34,11 @@ from ..core.value_losses import (
 from ..data.prompts import prepare_prompts
 from ..experience import OLD_LOGPROBS, EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..learning.evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
-from ..learning.optimizer import OptimizerDuties
 from ..learning.prompt_checks import check_prompts
 from ..learning.reward_checks import check_reading, ending_note
 from ..learning.sampler_guard import SamplerGuard
 from ..learning.start_checks import check_roles
-from ..models.adapters import with_adapter
+from ..models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, with_adapter
 from ..models.anatomy.precision import mismatch_bound
 from ..models.anatomy.vocabulary import check_vocabulary, tokens_drawn
 from ..models.libraries import memory_tracker
@@ -45,25 +47,34 @@ from ..models.policy.checks import check_stop_token, check_trainable, warn_of_ot
 from ..models.policy.loading import load_policy, load_tokenizer, load_value_model
 from ..models.policy.reference import make_reference
 from ..models.policy.score_gradients import score_gradient_sq_norms
+from ..models.savable import repair_generation_config
 from ..reporting.metrics import check_start, kl_per_response, rollout_metrics, sampler_mismatch, short_names, timed
+from ..reporting.model_card import CardFacts
+from ..reporting.policy_card import policy_card
 from ..reporting.progress import show_on_bar
+from ..reporting.start_report import start_report, warn_of_warm_up
 from ..rewards.completions import completions_of
 from ..rewards.sources import Completions, FunctionReward, reward_source
 from ..rollout.contract import Generator, Sampling
 from ..rollout.generators import check_generator, generator_of, sample
-from ..runs.guard import check_kl, together
-from ..runs.processes import check_same_everywhere, check_strategy
+from ..runs.agreement import together
+from ..runs.checkpoints import model_settings
+from ..runs.guard import check_kl
+from ..runs.processes import check_same_everywhere, check_strategy, fingerprint
+from ..runs.state import ExtraState
 from ..settings.algorithm_checks import check_value_model
+from ..settings.declarations import resumed_settings
 from ..settings.old_names import POLICY_ARGUMENTS
 from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.unknown_names import checks_names
 from .reward_functions import hand_over
-from .rollout_loop import RolloutLoop
-from .saving_checks import check_saving_policy
+from .rollout_loop import Cycle, RolloutLoop
+from .run_trainer import RunTrainer
+from .saving_checks import check_saving
 from .trainer_checks import check_trainer
 
 
-class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
+class PolicyGradientTrainer(RolloutLoop, RunTrainer):
     """Trains a causal language model on rewards with the algorithm that `args.algorithm` names.
 
     Args:
@@ -95,9 +106,8 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     """
 
     CONFIG = PolicyGradientConfig
+    STATE_FILE, TENSORS_FILE = "rollout_state.json", "rollout_buffer.safetensors"
     args: PolicyGradientConfig
-    model: Any
-    processing_class: Any
 
     @checks_names(POLICY_ARGUMENTS, PolicyGradientConfig)
     def __init__(
@@ -118,7 +128,7 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
         generator: Generator | str | None = None,
     ):
-        check_trainer(args, type(self))
+        check_trainer(args, self.CONFIG, type(self).__name__)
         check_generator(generator, args.generator)
         self.algorithm = algorithm_named(args.algorithm)
         check_value_model(value_model, args.algorithm, self.algorithm)
@@ -188,10 +198,18 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         )
         show_on_bar(self, short_names())
         self.start_loop()
-        check_saving_policy(self)
+        self._check_saving()
         self.roles_tried = False
         if next(self.model.policy.parameters()).device.type == args.device.type:
             self.try_roles()
+
+    def _check_saving(self) -> None:
+        models = self.unwrapped()
+        if not isinstance(models.policy, PeftModel):  # an adapter is saved without generation settings
+            repair_generation_config(models.policy)
+        adapters = [POLICY_ADAPTER, *([VALUE_ADAPTER] if models.has_value_adapter else [])]
+        roles = {"policy": models.policy, "value model": models.value_model}
+        check_saving(roles, self.processing_class, self.args, self.card_facts, self.accelerator, adapters)
 
     def try_roles(self) -> None:
         """What is assumed of the models, tried once, where they compute: some come there with the training."""
@@ -290,7 +308,9 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
         if self.algorithm.critic:
             self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)
-        check_kl(self, float(kl_per_response(seen).mean()))
+        step = self.state.global_step
+        last_rollout = step - args.steps_per_rollout
+        check_kl(float(kl_per_response(seen).mean()), args.kl_limit, step, last_rollout, self.folder)
         return Experience(
             **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
             scores=seen.scores,
@@ -418,3 +438,67 @@ class PolicyGradientTrainer(RolloutLoop, OptimizerDuties, Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: the stock loop would feed prompts to the model as if they were labelled rows."""
         raise TypeError("a policy has no predict(); use trainer.evaluate(), or trainer.model.generate(...) for text")
+
+    # ---- What the run needs to know of it -----------------------------------------------------------------------
+
+    def start_report(self) -> str:
+        """Roles, plan and memory."""
+        warn_of_warm_up(self)
+        return start_report(self)
+
+    def begin(self) -> None:
+        """No rollout, sums or numbers are left of a run before this one."""
+        self.cycle = None
+        self.metrics.pending.clear()
+        self.sums.clear()
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Those that decide on prompts, batches, random draws and what the adapters are."""
+        known = {"processes": self.args.world_size, "prompts": self.prompts_read}
+        return resumed_settings(self.args) | known | model_settings(self.unwrapped().policy)
+
+    @cached_property
+    def prompts_read(self) -> str:
+        """How many prompts there are, and a hash of them: the next ones must be those that would have come."""
+        return fingerprint(self.prompts.ids)
+
+    def extra_state(self) -> ExtraState:
+        """The experience in use, the coefficients and what the next log will show."""
+        facts = {
+            "stopped": self.cycle is not None and self.cycle.stopped,
+            "kl_coef": self.kl_coef.state_dict(),
+            "penalty": self.penalty.state_dict(),
+            "moments": self.moments.state_dict(),
+            "pending": self.metrics.pending,
+            "samples": self.samples,
+            "before": self.comparison.state_dict(),
+            "spent": self.cycle.spent if self.cycle else 0.0,
+        }
+        in_use = self.cycle is not None and self.step_in_cycle != 0
+        return ExtraState(facts, self.cycle.experience.tensors() if self.cycle is not None and in_use else {})
+
+    def restore(self, state: ExtraState) -> None:
+        """Go on in the middle of a rollout, or before the next."""
+        facts = state.facts
+        self.kl_coef.load_state_dict(facts["kl_coef"])
+        self.penalty.load_state_dict(facts["penalty"])
+        self.moments.load_state_dict(facts["moments"])
+        self.metrics.pending = facts["pending"]
+        self.samples = facts["samples"]
+        self.comparison.load_state_dict(facts.get("before"))
+        self.cycle = None
+        if self.step_in_cycle != 0:
+            now = time.perf_counter()
+            self.cycle = Cycle(Experience(**state.tensors), facts["stopped"], now, facts.get("spent", 0.0))
+
+    def save_weights(self, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+        """The policy, and beside it the critic."""
+        self.unwrapped().save_pretrained(folder, state_dict)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Policy and critic."""
+        self.unwrapped().load_saved(checkpoint)
+
+    def card_facts(self) -> CardFacts:
+        """What policy, rewards and log say."""
+        return policy_card(self)

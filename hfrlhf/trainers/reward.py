@@ -9,39 +9,44 @@ the whole optimiser step on all processes, so that the gradient does not depend 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import EvalPrediction, Trainer
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EvalPrediction
 
 from ..core.preference_losses import pairwise_loss
-from ..data.preferences import REPEATED, PairCollator, pad_right
+from ..data.preferences import IDS, REPEATED, PairCollator, counted_pairs, pad_right
 from ..evaluation.pairwise_accuracy import score_metrics
-from ..learning.optimizer import OptimizerDuties
+from ..models.adapters import POLICY_ADAPTER
 from ..models.anatomy.forward import forward_flags
 from ..models.anatomy.sizes import embeddings_of
-from ..models.libraries import TRAINING_ARGS_NAME
+from ..models.libraries import gather_object, keep_columns
 from ..models.policy.loading import load_tokenizer
-from ..models.quiet import quietly
 from ..models.reward.scoring import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
-from ..reporting.model_card import write_model_card
-from ..reporting.progress import lines_above_bar
+from ..models.saved_weights import load_adapter_weights, load_weights
+from ..reporting.model_card import CardFacts
 from ..reporting.run_files import files_of_pairs
-from ..runs.checkpoints import write_training_args
-from ..runs.guard import GuardedUpdates
-from ..runs.interruption import Interruption
-from ..runs.processes import check_same_everywhere, check_strategy
+from ..reporting.start_report import reward_report
+from ..runs.checkpoints import model_settings
+from ..runs.guard import Batch
+from ..runs.processes import check_same_everywhere, check_strategy, fingerprint
+from ..runs.state import ExtraState
+from ..settings.declarations import resumed_settings
 from ..settings.old_names import REWARD_ARGUMENTS
 from ..settings.reward import RewardConfig
 from ..settings.unknown_names import checks_names
 from .callbacks import LastStepLog
-from .reward_data import RewardData
+from .reward_data import PairReader, training_order, without_repeated
 from .reward_setup import longest_input, reward_card, trainable_reward_model
-from .reward_state import RewardState
-from .saving_checks import check_saving_reward
+from .run_trainer import RunTrainer
+from .saving_checks import check_saving
 from .trainer_checks import check_settings_class
 
 logger = logging.getLogger(__name__)
@@ -50,7 +55,7 @@ REFERENCE_ROWS = 1024  # chosen responses over which the scores are normalised (
 SMALLEST_STD = 1e-6  # scores that spread less are all the same; dividing by that would only blow up rounding errors
 
 
-class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Trainer):
+class RewardTrainer(RunTrainer):
     """Trains a reward model on pairs of a chosen and a rejected response.
 
     Args:
@@ -70,9 +75,8 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
             to do.
     """
 
-    loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimiser step in compute_loss
+    STATE_FILE = "reward_state.json"
     args: RewardConfig
-    model: Any
     train_dataset: Any
     data_collator: Any
 
@@ -94,36 +98,76 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
         model = str(model) if isinstance(model, Path) else model
         tokenizer = load_tokenizer(processing_class, model)
         reward_model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)
-        self.vocabulary = embeddings_of(reward_model)
-        self.processing_class = with_padding_token(tokenizer, self.vocabulary)
-        reward_model.trained_with = self.processing_class  # so that PPO in the same process reads as this training does
-        self.max_length = longest_input(args.max_length, reward_model)
-        self.dropped: dict[str, int] = {}  # pairs left out as too long, by dataset
-        self.card: dict[str, Any] = {}  # more facts for the model card: datasets, command, license, …
+        vocabulary = embeddings_of(reward_model)
+        tokenizer = with_padding_token(tokenizer, vocabulary)
+        reward_model.trained_with = tokenizer  # so that PPO in the same process reads as this training does
+        self.pairs = PairReader(tokenizer, vocabulary, longest_input(args.max_length, reward_model))
         self._seen: list[Tensor] = []  # pairs, right ones and sum of margins of each micro-batch since the last log
+        self._batches: list[dict[str, Tensor]] = []  # of the optimiser step in progress
         super().__init__(
             model=reward_model,
             args=args,
             data_collator=PairCollator(reward_model.config.get_text_config().pad_token_id),
-            train_dataset=self.prepare(train_dataset, "train"),
-            eval_dataset=self.prepare(eval_dataset, "eval"),
-            processing_class=self.processing_class,
+            train_dataset=self.pairs.read(train_dataset, "train"),
+            eval_dataset=self.pairs.read(eval_dataset, "eval"),
+            processing_class=tokenizer,
             compute_metrics=self.pair_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self.interruption, self.files = Interruption(self), files_of_pairs(self)
-        for callback in (self.interruption, self.files, LastStepLog()):
+        self.files = files_of_pairs(self)
+        for callback in (self.files, LastStepLog()):
             self.add_callback(callback)
         check_strategy(self.accelerator, args)
         self.strategy.check()
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
-        check_saving_reward(self)
+        check_saving({"reward model": self.unwrapped()}, tokenizer, args, self.card_facts, self.accelerator)
 
-    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """To the device, without casting: under DeepSpeed a cast would round margins."""
-        return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Pairs left out as too long, by dataset."""
+        return self.pairs.dropped
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a prompt and a response may have together."""
+        return self.pairs.max_length
+
+    # ---- The pairs of a step ------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        keep_columns(self, [*IDS, "length", "margin"])  # what the collator and the sampler read
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Orders that are a function of (seed, epoch)."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        order = training_order(self.args, rows, lambda: int(self.state.epoch or 0))
+        return super()._get_train_sampler(train_dataset) if order is None else order
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)  # grouped by length, predictions would not come in the order of the data
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of the next optimiser step, and how many pairs it has over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        at_end = self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last
+        if batches and at_end and self.args.world_size > 1:
+            batches[-1] = without_repeated(batches[-1], len(self.train_dataset), self.args)
+        self._batches = batches
+        pairs = torch.tensor(sum(map(counted_pairs, batches)), device=device)
+        return batches, self.accelerator.gather(pairs).sum()
+
+    def batch_for_inspection(self) -> Batch:
+        """The micro-batches of the step, and their texts."""
+        everyone = gather_object([[{k: v.cpu() for k, v in batch.items()} for batch in self._batches]])
+        named = {f"process {p}, batch {i}": batch for p, mine in enumerate(everyone) for i, batch in enumerate(mine)}
+        tensors = {f"{place}/{name}": tensor for place, batch in named.items() for name, tensor in batch.items()}
+        decode = self.processing_class.batch_decode
+        texts = {place: decode(batch["input_ids"], skip_special_tokens=True) for place, batch in named.items()}
+        return tensors, {"texts": texts}
 
     # ---- The objective ------------------------------------------------------------------------------------------
 
@@ -175,11 +219,18 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss, accuracy, margin and score distribution of pairs, under the names of `score_metrics`."""
-        return super().evaluate(self.prepare(eval_dataset, "eval"), ignore_keys, metric_key_prefix)
+        return super().evaluate(self._evaluated(eval_dataset, "eval"), ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Scores [pairs, 2] (chosen, rejected) and metrics of a preference dataset."""
-        return super().predict(self.prepare(test_dataset, "test"), ignore_keys, metric_key_prefix)
+        return super().predict(self._evaluated(test_dataset, "test"), ignore_keys, metric_key_prefix)
+
+    def _evaluated(self, dataset: Any, name: str) -> Any:
+        return self.pairs.read(dataset, name, known=self.eval_dataset)
+
+    def evaluation_metric_names(self) -> list[str]:
+        """What an evaluation will give, without the prefix."""
+        return list(self.pair_metrics(EvalPrediction(np.zeros((2, 2)), np.zeros(2))))
 
     @torch.no_grad()
     def prediction_step(
@@ -202,15 +253,8 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
     # ---- Normalisation ------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or go on from a checkpoint; then normalise the scores (SPEC §2.1).
-
-        Raises:
-            FileExistsError: the output folder holds another run and no resume was asked for.
-            ValueError: resume was asked for, and there is no whole checkpoint, or one of another batch arithmetic.
-            Interrupted: SIGTERM or SIGINT stopped the run; its checkpoint is complete.
-        """
-        with self.interruption, self.files.kept(), lines_above_bar():
-            result = self.files.results(super().train(resume_from_checkpoint, *args, **kwargs))
+        """As `RunTrainer.train`; then the scores are normalised (SPEC §2.1)."""
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
         self.normalize()
         return result
 
@@ -257,25 +301,53 @@ class RewardTrainer(RewardData, RewardState, GuardedUpdates, OptimizerDuties, Tr
         finally:
             config.reward_shift = before
 
-    # ---- Saving -------------------------------------------------------------------------------------------------
+    # ---- What the run needs to know of it -----------------------------------------------------------------------
 
-    @quietly()
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle runs code when it is read; JSON does not
-        write_training_args(self.args, folder)
-        model = self.accelerator.unwrap_model(self.model)
+    def start_report(self) -> str:
+        """Pairs, model and plan."""
+        return reward_report(self)
+
+    def begin(self) -> None:
+        """No numbers are left of a run before this one."""
+        self._seen.clear()
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Those that decide on pairs, batches and what the adapter is."""
+        known = {"processes": self.args.world_size, "pairs": self.pairs_read}
+        return resumed_settings(self.args) | known | model_settings(self.unwrapped())
+
+    @cached_property
+    def pairs_read(self) -> str:
+        """How many pairs there are, and a hash of them: the next ones must be those that would have come."""
+        return fingerprint(self.train_dataset)
+
+    def extra_state(self) -> ExtraState:
+        """What the next log will show of the steps since the last one, of each process."""
+        return ExtraState({"pending": self.agreement.from_all([seen.tolist() for seen in self._seen])})
+
+    def restore(self, state: ExtraState) -> None:
+        """Each process its own part."""
+        seen = state.facts["pending"][self.args.process_index]
+        self._seen = [torch.tensor(row, dtype=torch.float64, device=self.args.device) for row in seen]
+
+    def save_weights(self, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+        """The model, or its adapter and head."""
+        model = self.unwrapped()
+        model.save_pretrained(folder, state_dict=state_dict)
         if isinstance(model, PeftModel):
             save_adapter_settings(model, folder)
-        write_model_card(folder, reward_card(self))
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our card where the Trainer, on a push, would write its own."""
-        if self.is_world_process_zero():
-            write_model_card(str(self.args.output_dir), reward_card(self))
+    def load_weights(self, checkpoint: Path) -> None:
+        """All of them."""
+        model = self.unwrapped()
+        if isinstance(model, PeftModel):
+            load_adapter_weights(model, checkpoint, POLICY_ADAPTER)
+        else:
+            load_weights(model, checkpoint)
+
+    def card_facts(self) -> CardFacts:
+        """What pairs, settings and log say."""
+        return reward_card(self)
 
 
 def _summary(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -1,28 +1,37 @@
-"""Pairs in: what the trainer of a reward model takes as datasets, and in which order it evaluates them."""
+"""Pairs in: what the trainer of a reward model takes as datasets, and in which order it reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from torch.utils.data import Sampler, SequentialSampler
-from transformers import EvalPrediction
+from torch import Tensor
+from torch.utils.data import Sampler
 
-from ..data.preferences import IDS, prepare_pairs
+from ..data.ordering import EpochOrder, grouped_by_length, rows_left, shuffled
+from ..data.preferences import IDS, batch_size, first_pairs, prepare_pairs
 from ..models.anatomy.vocabulary import check_ids
-from ..models.libraries import keep_columns
+from ..settings.reward import RewardConfig
 
 
-class RewardData:
-    """Mixin before `transformers.Trainer`: raw pairs become token ids."""
+class PairReader:
+    """Makes token ids of raw pairs.
 
-    def prepare(self: Any, dataset: Any, name: str) -> Any:
+    Args:
+        tokenizer: of the reward model. vocabulary: how many tokens the model knows. max_length: tokens that a prompt
+            and a response may have together; pairs with more are left out.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int, max_length: int) -> None:
+        self.tokenizer, self.vocabulary, self.max_length = tokenizer, vocabulary, max_length
+        self.dropped: dict[str, int] = {}  # pairs left out as too long, by dataset
+
+    def read(self, dataset: Any, name: str, known: Any = None) -> Any:
         """Tokenised pairs of a raw dataset, or of each in a dict; what is prepared already passes.
 
         Args:
-            dataset: of pairs; for an evaluation also a dict of such by name, None, or one of the names in the trainer's
-                dict. name: what to call it in messages ("train", "eval", "test", …).
+            dataset: of pairs; for an evaluation also a dict of such by name, None, or one of the names in `known`.
+            name: what to call it in messages ("train", "eval", "test", …). known: the trainer's evaluation datasets.
 
         Raises:
             TypeError, ValueError: as `prepare_pairs`; no dataset to train on; a name that no dataset has.
@@ -30,30 +39,51 @@ class RewardData:
         if name == "train" and dataset is None:
             raise ValueError("`train_dataset` is None: there is nothing to train on; pass pairs")
         if isinstance(dataset, Mapping) and name != "train":
-            return {key: self.prepare(part, f"{name} {key}") for key, part in dataset.items()}
+            return {key: self.read(part, f"{name} {key}") for key, part in dataset.items()}
         if dataset is None or set(IDS) <= set(getattr(dataset, "column_names", None) or []):
             return dataset
         if isinstance(dataset, str) and name != "train":
-            return self._named(dataset)
-        pairs = prepare_pairs(dataset, self.processing_class, self.max_length, name)
+            return _named(dataset, known)
+        pairs = prepare_pairs(dataset, self.tokenizer, self.max_length, name)
         self.dropped[name] = pairs.dropped
         for column in IDS:
-            check_ids(pairs.dataset[column], self.processing_class, self.vocabulary, "reward model", f"{name} dataset")
+            check_ids(pairs.dataset[column], self.tokenizer, self.vocabulary, "reward model", f"{name} dataset")
         return pairs.dataset
 
-    def evaluation_metric_names(self: Any) -> list[str]:
-        """What an evaluation will give, without the prefix."""
-        return list(self.pair_metrics(EvalPrediction(np.zeros((2, 2)), np.zeros(2))))
 
-    def _named(self: Any, name: str) -> str:
-        own = getattr(self, "eval_dataset", None)
-        if not isinstance(own, Mapping) or name not in own:
-            names = sorted(own) if isinstance(own, Mapping) else "no datasets by name"
-            raise ValueError(f"there is no evaluation dataset {name!r}: the trainer's `eval_dataset` has {names}")
-        return name
+def _named(name: str, known: Any) -> str:
+    if not isinstance(known, Mapping) or name not in known:
+        names = sorted(known) if isinstance(known, Mapping) else "no datasets by name"
+        raise ValueError(f"there is no evaluation dataset {name!r}: the trainer's `eval_dataset` has {names}")
+    return name
 
-    def _set_signature_columns_if_needed(self: Any) -> None:
-        keep_columns(self, [*IDS, "length", "margin"])  # what the collator and the sampler read
 
-    def _get_eval_sampler(self: Any, eval_dataset: Any) -> Sampler | None:
-        return SequentialSampler(eval_dataset)  # grouped by length, predictions would not come in the order of the data
+def training_order(args: RewardConfig, pairs: Any, epoch: Callable[[], int]) -> Sampler[int] | None:
+    """An order that is a function of (seed, epoch): a resumed run reads the pairs that it would have read.
+
+    Args:
+        pairs: prepared. epoch: tells the number of the epoch that begins.
+
+    Returns:
+        None where the order does not depend on chance.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    orders: dict[str, Callable[[int], list[int]]] = {"random": lambda epoch: shuffled(len(pairs), (seed, epoch))}
+    if "length" in pairs.column_names:
+        lengths = pairs["length"][:]
+        together = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        orders["group_by_length"] = lambda epoch: grouped_by_length(lengths, together, (seed, epoch))
+    order = orders.get(args.train_sampling_strategy)
+    return None if order is None else EpochOrder(len(pairs), order, epoch)
+
+
+def without_repeated(batch: dict[str, Tensor], pairs: int, args: RewardConfig) -> dict[str, Tensor]:
+    """The last micro-batch of an epoch without the pairs that fill it up.
+
+    Where the pairs do not divide by the processes' micro-batches, accelerate takes some from the epoch's beginning. One
+    process would not read them, so they are cut off here.
+
+    Args:
+        batch: of this process. pairs: of the epoch.
+    """
+    return first_pairs(batch, rows_left(pairs, batch_size(batch), args.world_size, args.process_index))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..rewards.function_reward import FunctionReward, check_columns, check_parameters
 from ..rewards.notes import RewardNotes
-from ..runs.guard import together
+from ..runs.agreement import together
 
 
 def hand_over(trainer: Any, datasets: dict[str, Any]) -> RewardNotes:

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,19 +28,17 @@ from ..core.policy_losses import approx_kl
 from ..core.randomness import permutation
 from ..data.prompts import RolloutSampler, prompt_batch
 from ..experience import Experience, Prompts, chunks_by_length, concatenate
-from ..learning.optimizer import is_class
+from ..learning.optimizer import has_modes, is_class
 from ..learning.reward_checks import EqualScores
-from ..models.libraries import gather_object, gradients_stay
+from ..models.libraries import clear_device_cache, gather_object, gradients_stay
 from ..reporting.comparison import Comparison
 from ..reporting.curves import plot_curves
 from ..reporting.metrics import Metrics, check_first_ratio, evaluation_metric_names
 from ..reporting.run_files import RunFiles, curves_title
 from ..reporting.screen import say
 from ..reporting.start_report import first_rollout_report
-from ..runs.guard import UpdateGuard, mini_batch_for_inspection
-from ..runs.interruption import Interruption
+from ..runs.guard import Batch
 from .callbacks import CycleEnd
-from .run_state import Cycle, RunState
 
 logger = logging.get_logger(__name__)
 
@@ -48,34 +46,38 @@ logger = logging.get_logger(__name__)
 SAMPLING, SHUFFLING, EVALUATION, COMPARISON = 1, 2, 3, 4
 
 
-class RolloutLoop(RunState):
-    """Mixin before `transformers.Trainer`: rollouts, mini-batches, two learning rates."""
+@dataclass
+class Cycle:
+    """A rollout in use: its experience, and whether `target_kl` has put the policy to rest until the next one."""
+
+    experience: Experience
+    stopped: bool = False
+    started: float = 0.0  # when the first update began, on the clock of time.perf_counter
+    spent: float = 0.0  # seconds that sampling and scoring took
+
+
+class RolloutLoop:
+    """Mixin before `RunTrainer`: rollouts, mini-batches, two learning rates."""
 
     has_named_groups = True
     evaluation_metric_names = staticmethod(evaluation_metric_names)
-    loss_is_scaled_for_ga: bool | None = (
-        True  # the loss is divided by the items of the whole optimiser step in compute_loss
-    )
+    cycle: Cycle | None = None
 
     def start_loop(self: Any) -> None:
         """Set up the clockwork; at the end of the trainer's construction."""
         args = self.args
         self.metrics = Metrics()
         self.samples: list[dict[str, Any]] = []  # a few completions of the newest rollout, with their scores
-        self.card: dict[str, Any] = {}  # what a recipe knows and the model card should say
         self.cycle = None
-        self.guard = UpdateGuard(self)
         self.equal_scores, self.first_note = EqualScores(), ""  # what is noticed of the rewards
         self.sums: dict[str, Tensor] = {}  # of the optimiser step in progress, over its response tokens
-        self.step_loss = 0.0
         self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
         seed = args.seed if args.data_seed is None else args.data_seed
         self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, seed)
         self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
-        self.interruption = Interruption(self)
         self.comparison = Comparison(self, COMPARISON)
         self.files = RunFiles(self, plot_curves, lambda: curves_title(self), self.comparison)
-        for callback in (CycleEnd(self), self.interruption, self.files):
+        for callback in (CycleEnd(self), self.files):
             self.add_callback(callback)
 
     # ---- The clock ----------------------------------------------------------------------------------------------
@@ -170,23 +172,29 @@ class RolloutLoop(RunState):
 
     # ---- An optimiser step --------------------------------------------------------------------------------------
 
-    def training_step(self: Any, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+    def micro_batch(self: Any, model: Any, inputs: dict[str, Tensor], items: Any) -> Tensor:
         """Forward and backward of one micro-batch, a chunk of similar lengths at a time."""
         model.train()
         self.optimizer_mode("train")
-        self.empty_cache()
+        self._empty_cache()
+        total = torch.zeros((), device=self.args.device)
         if self.whole_model_rests():
-            return self.finish_step(torch.zeros((), device=self.args.device))
+            return total
         batch = Experience(**self._prepare_inputs(inputs))
         chunks = chunks_by_length(batch.lengths, self.args.max_tokens_per_micro_batch)
         count = self.strategy.passes(len(chunks))
-        total = torch.zeros((), device=self.args.device)
         for i in range(count):
             idle = i >= len(chunks)  # the shortest rows once more, for nothing
             chunk = batch.select(chunks[-1] if idle else chunks[i])
             with nullcontext() if i == count - 1 else gradients_stay(self.accelerator, model):
-                total += self._chunk_step(model, chunk, num_items_in_batch, idle)
-        return self.finish_step(total)
+                total += self._chunk_step(model, chunk, items, idle)
+        return total
+
+    def _empty_cache(self: Any) -> None:
+        """Free the device's cached memory in the steps that `torch_empty_cache_steps` names."""
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
 
     def _chunk_step(self: Any, model: Any, chunk: Experience, num_items: Any, idle: bool = False) -> Tensor:
         loss, sums = self.compute_loss(model, chunk.tensors(), return_outputs=True, num_items_in_batch=num_items)
@@ -206,13 +214,9 @@ class RolloutLoop(RunState):
         """Whether `target_kl` has stopped a step of policy and critic together; the critic's own passes go on."""
         return self.cycle.stopped and not self.only_critic_learns
 
-    def finish_step(self: Any, loss: Tensor) -> Tensor:
+    def end_of_step(self: Any, loss: float) -> bool:
         """After the last micro-batch of a step: metrics, `target_kl`, and no gradient for a policy that rests."""
-        self.step_loss += float(loss)
-        if not self.accelerator.sync_gradients:
-            return loss
-        step_loss, self.step_loss = self.step_loss, 0.0
-        self.metrics.add("loss", self._mean_over_processes(step_loss))
+        self.metrics.add("loss", self._mean_over_processes(loss))
         critic = [g["lr"] for g in self.optimizer.param_groups if g.get("name", "").startswith("value/")]
         self.value_rate = {"value_learning_rate": critic[0]} if critic else {}
         took_part = bool(self.sums)
@@ -224,11 +228,17 @@ class RolloutLoop(RunState):
         elif self.policy_rests:
             # Adam moves what has a gradient of 0 too; None is what leaves a weight as it is.
             self.unwrapped().stop_policy_gradients(whole=self.trunk_rests)
-        if took_part and self.guard.leaves_out(step_loss, partial(mini_batch_for_inspection, self)):
-            self.metrics.add("skipped_updates", 1)
         if self.step_in_cycle == self.args.steps_per_rollout - 1:
             self._finish_cycle()
-        return loss
+        return took_part
+
+    def batch_for_inspection(self: Any) -> Batch:
+        """The mini-batch of the step in progress: its experience, prompts and completions."""
+        experience = self.cycle.experience
+        batch = experience.select(self.mini_batch_rows(len(experience)))
+        decode = self.processing_class.batch_decode
+        texts = {"prompts": decode(batch.prompt_lists()), "completions": decode(batch.completion_lists())}
+        return batch.tensors(), {"texts": texts}
 
     def resting_groups(self: Any) -> list[str]:
         """The parameter groups that stay as they are in this step, where an engine owns their gradients."""
@@ -256,7 +266,9 @@ class RolloutLoop(RunState):
         args, kl, deviation = self.args, means["policy/approx_kl"], means.pop("deviation")
         alone = self.step_in_cycle >= args.policy_steps_per_rollout  # the policy's part of the cycle is over
         self.metrics.update({name: x for name, x in means.items() if not (alone and name.startswith("policy/"))})
-        if self.step_in_cycle == 0 and not self.has_modes:  # with modes, steps start from other weights than rollouts
+        if self.step_in_cycle == 0 and not has_modes(
+            self.optimizer
+        ):  # with modes, steps start from other weights than rollouts
             is_half = args.bf16 or args.fp16 or self.unwrapped().policy.dtype.itemsize < 4
             check_first_ratio(deviation, is_half)
         if self.state.global_step == 0 and self.is_world_process_zero():
@@ -301,14 +313,6 @@ class RolloutLoop(RunState):
         self.optimizer_mode("eval")
         return self.strategy.whole(self.model_wrapped, self.args.device)
 
-    def unwrapped(self: Any) -> Any:
-        """The actor-critic itself."""
-        return self.accelerator.unwrap_model(self.model)
-
-    def _prepare_inputs(self: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """To the device, without casting: a cast would round old log-probs."""
-        return {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
-
     # ---- Two learning rates -------------------------------------------------------------------------------------
 
     def get_optimizer_cls_and_kwargs(self: Any, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -351,4 +355,4 @@ class RolloutLoop(RunState):
             logs |= pending
             logs |= self.value_rate
             logs["episode"] = self.episodes_so_far
-        super().log(logs, start_time)
+        super().log(logs, start_time)  # type: ignore[misc]

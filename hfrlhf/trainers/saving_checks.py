@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from accelerate import Accelerator
+from transformers import TrainingArguments
 
-from ..models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
-from ..models.savable import check_savable, repair_generation_config
-from ..reporting.model_card import write_model_card
-from ..reporting.policy_card import policy_card
+from ..models.savable import check_savable
+from ..reporting.model_card import CardFacts, write_model_card
+from ..runs.agreement import together
 from ..runs.checkpoints import write_training_args
-from ..runs.guard import together
-from .reward_setup import reward_card
 
 
-def check_saving_policy(trainer: Any) -> None:
-    """Try what saving a policy will do.
+def check_saving(
+    models: dict[str, Any],
+    tokenizer: Any,
+    args: TrainingArguments,
+    facts: Callable[[], CardFacts],
+    accelerator: Accelerator,
+    adapters: list[str] | None = None,
+) -> None:
+    """Try what saving will do.
 
-    Raises:
-        ValueError: it would fail.
-    """
-    models = trainer.unwrapped()
-    if not isinstance(models.policy, PeftModel):  # an adapter is saved without generation settings
-        repair_generation_config(models.policy)
-    adapters = [POLICY_ADAPTER, *([VALUE_ADAPTER] if models.has_value_adapter else [])]
-    roles = {"policy": models.policy, "value model": models.value_model}
-    _try(trainer, roles, policy_card, adapters)
-
-
-def check_saving_reward(trainer: Any) -> None:
-    """Try what saving a reward model will do.
+    Args:
+        models: by their roles, as messages name them. facts: of the model card. adapters: the names of those that are
+            saved; None for all.
 
     Raises:
         ValueError: it would fail.
     """
-    _try(trainer, {"reward model": trainer.accelerator.unwrap_model(trainer.model)}, reward_card, None)
 
-
-def _try(trainer: Any, models: dict[str, Any], card: Any, adapters: list[str] | None) -> None:
     def settings(folder: Path) -> None:
-        write_training_args(trainer.args, folder)
+        write_training_args(args, folder)
 
     def page(folder: Path) -> None:
-        write_model_card(str(folder), card(trainer))
+        write_model_card(str(folder), facts())
 
-    with together(trainer.accelerator):
-        check_savable(models, trainer.processing_class, [settings, page], adapters)
+    with together(accelerator):
+        check_savable(models, tokenizer, [settings, page], adapters)

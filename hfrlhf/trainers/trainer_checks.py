@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 from ..algorithms import algorithm_named
 from ..settings.algorithm_checks import TRAINERS
 from ..settings.policy_gradient import PolicyGradientConfig
 
+T = TypeVar("T")
 
-def check_settings_class(args: Any, wanted: type, accepted: type, owner: str) -> None:
+
+def check_settings_class(args: object, wanted: type, accepted: type[T], owner: str) -> T:
     """Refuse what are no settings of this package: those of transformers and of TRL lack its fields.
 
     Args:
         args: what was passed. wanted: the class to name. accepted: it and its subclasses pass. owner: the trainer.
 
+    Returns:
+        the same settings.
+
     Raises:
         TypeError: the message says what was passed, and what is needed.
     """
     if isinstance(args, accepted):
-        return
+        return args
     given = args if isinstance(args, type) else type(args)
     what = "nothing" if args is None else f"{given.__module__}.{given.__name__}".removeprefix("builtins.")
     what += " itself, not one that was made" if isinstance(args, type) else ""
@@ -29,16 +34,19 @@ def check_settings_class(args: Any, wanted: type, accepted: type, owner: str) ->
     )
 
 
-def check_trainer(args: Any, trainer: Any) -> None:
+def check_trainer(args: object, config: type[PolicyGradientConfig], owner: str) -> None:
     """Refuse settings of another kind, and of an algorithm that another trainer runs.
+
+    Args:
+        args: what was passed. config: the trainer's class of settings. owner: its name.
 
     Raises:
         TypeError: the message names the trainer for these settings.
     """
-    check_settings_class(args, trainer.CONFIG, PolicyGradientConfig, trainer.__name__)
-    if trainer.CONFIG.runs(args.algorithm):
+    args = check_settings_class(args, config, PolicyGradientConfig, owner)
+    if config.runs(args.algorithm):
         return
     raise TypeError(
-        f"{trainer.__name__} does not run `algorithm={args.algorithm!r}` of this {type(args).__name__}: use "
-        f"{TRAINERS[algorithm_named(args.algorithm).update]}, or give {trainer.__name__} a {trainer.CONFIG.__name__}"
+        f"{owner} does not run `algorithm={args.algorithm!r}` of this {type(args).__name__}: use "
+        f"{TRAINERS[algorithm_named(args.algorithm).update]}, or give {owner} a {config.__name__}"
     )

@@ -312,11 +312,11 @@ def test_a_ratio_other_than_one_is_no_fault_of_an_optimiser_with_modes(tiny_mode
 
 @pytest.mark.parametrize("build", [ppo, pairs_trainer])
 def test_the_cache_is_emptied_in_the_steps_that_are_named(tiny_model_folder, tmp_path, build, monkeypatch):
-    from hfrlhf.learning import optimizer as optimizer_duties
+    from hfrlhf.trainers import rollout_loop
 
     built = build(*load(tiny_model_folder), tmp_path, max_steps=5, torch_empty_cache_steps=2)
     steps: list[int] = []
-    for module in (optimizer_duties, __import__("transformers").trainer):
+    for module in (rollout_loop, __import__("transformers").trainer):
         monkeypatch.setattr(module, "clear_device_cache", lambda: steps.append(built.state.global_step))
     built.train()
     assert steps == [0, 2, 4]

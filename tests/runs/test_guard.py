@@ -7,7 +7,6 @@ import json
 import time
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,22 +43,17 @@ def break_losses(built, steps):
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_with_a_scaler_too_an_update_is_left_out(fp16):
+def test_with_a_scaler_too_an_update_is_left_out(fp16, tmp_path):
     """A real scaler, which asserts that it has seen a gradient before it steps."""
     torch.manual_seed(0)
     model, scaler = torch.nn.Linear(3, 1), torch.amp.GradScaler("cpu", enabled=fp16)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = model.weight.detach().clone()
-    args = SimpleNamespace(fp16=fp16, max_skipped_updates=3, device=torch.device("cpu"))
-    state = SimpleNamespace(global_step=0)
-    watched = SimpleNamespace(
-        model=model, args=args, state=state, accelerator=Accelerator(cpu=True), is_world_process_zero=lambda: True
-    )
-    guard = UpdateGuard(watched)
+    guard = UpdateGuard(Accelerator(cpu=True), lambda: model, limit=3, fp16=fp16)
     for wrong, left_out in ((float("nan"), True), (0.0, False)):
         loss = (model(torch.ones(2, 3)) + wrong).sum()
         scaler.scale(loss).backward()
-        assert guard.leaves_out(float(loss), lambda: ({}, {})) == left_out
+        assert guard.leaves_out(float(loss), lambda: ({}, {}), 0, tmp_path) == left_out
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

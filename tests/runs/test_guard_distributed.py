@@ -52,12 +52,12 @@ def broken_on_one(steps):
 
 def broken_shard(built):
     "A gradient of the second process breaks after the processes have exchanged theirs, as a shard of it can."
-    original = built.finish_step
-    def finish_step(loss):
+    original = built.end_of_step
+    def end_of_step(loss):
         if rank_of(built) == 1 and built.state.global_step == 1:
             next(p for p in built.model.parameters() if p.grad is not None).grad.fill_(float("inf"))
         return original(loss)
-    built.finish_step = finish_step
+    built.end_of_step = end_of_step
 
 def judge(wrong):
     def judging(completions):

@@ -130,15 +130,16 @@ class DataParallel:
     def step(self, resting: Iterable[str]) -> None:
         """The optimiser's step without the parameter groups that rest; only where `owns_gradients`."""
 
-    def broken_gradient(self, model: nn.Module, scaled: bool) -> tuple[bool, bool]:
+    def broken_gradient(self, model: nn.Module, scaled: bool) -> tuple[Tensor, bool]:
         """Whether a gradient (of this process's shard) is not finite, and whether the update can be left out.
+
+        The first is a boolean [] on the device, which nothing has waited for yet.
 
         Args:
             scaled: gradients are multiplied by fp16's scaler and may overflow: its own business, which it counts.
         """
-        if scaled:
-            return False, True
-        return not torch.isfinite(largest(local_gradients(model).values())).item(), True
+        found = torch.tensor(0.0) if scaled else largest(local_gradients(model).values())
+        return ~found.isfinite(), True
 
     def gradient_norm(self, model: nn.Module) -> float:
         """The 2-norm of the gradient, of what this process holds of it."""
@@ -159,4 +160,5 @@ def broken_parameters(model: nn.Module) -> list[str]:
 
 def largest(gradients: Iterable[Tensor]) -> Tensor:
     """[] the largest absolute value, NaN where there is one; no sum of squares, which overflows before they do."""
-    return torch.nn.utils.get_total_norm(list(gradients), norm_type=float("inf"))
+    shards = [gradient for gradient in gradients if gradient.numel()]  # a shard may be empty, which has no largest
+    return torch.nn.utils.get_total_norm(shards, norm_type=float("inf"))

@@ -128,11 +128,12 @@ class Zero(DataParallel):
         finally:
             hook.remove()
 
-    def broken_gradient(self, model: nn.Module, scaled: bool) -> tuple[bool, bool]:
+    def broken_gradient(self, model: nn.Module, scaled: bool) -> tuple[Tensor, bool]:
         """As `DataParallel.broken_gradient`; the engine has stepped by now, and left out a step in half precision."""
         engine = self._engine
         norm, skipped = engine.get_global_grad_norm(), bool(getattr(engine.optimizer, "overflow", False))
-        return skipped or (norm is not None and not math.isfinite(float(norm))), skipped
+        broken = skipped or (norm is not None and not math.isfinite(float(norm)))
+        return torch.tensor(broken), skipped
 
     def gradient_norm(self, model: nn.Module) -> float:
         """The 2-norm of the gradient, over all processes."""
