@@ -63,6 +63,8 @@ TARGET_LINES = {
     "hfrlhf/trainers/rollout_loop.py": 250,
 }
 DEFAULT_TARGET_LINES = 200
+MAX_FILES = {"hfrlhf/core": 15}  # of a folder, beside `__init__`
+DEFAULT_MAX_FILES = 12
 MAX_FUNCTION_LINES = 60
 MAX_README_LINES = 180
 
@@ -87,6 +89,13 @@ LIBRARIES_FILE = "hfrlhf/models/libraries.py"
 # Inside a library, and yet everybody's: the logging of transformers, which its own documentation imports like this.
 FROM_INSIDE = {("transformers.utils", "logging")}
 UNDERSCORED_BUT_PUBLIC = {"_replace", "_asdict", "_fields"}  # of a named tuple
+# Whose attributes are assigned from outside, because their libraries would have it so: by the name that we give them.
+ASSIGNED_TO = {
+    *("model", "module", "head", "root", "policy", "parameter", "tokenizer", "config", "peft_config"),
+    *("get_text_config", "control", "state", "training_bar", "ctx", "parser", "action", "sys"),
+    *("cls", "kind", "known"),  # classes
+}
+RUN_TRAINER = ("hfrlhf/trainers/run_trainer.py", "RunTrainer")
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 NUMPY_WITH_ADDRESS = {"Generator", "Philox", "PCG64", "SeedSequence", "default_rng", "get_state"}
 
@@ -276,6 +285,92 @@ def files_are_short(root: Path) -> list[str]:
 
 def _is(node: ast.expr | None, value: bool) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
+
+
+def folders_are_small(root: Path) -> list[str]:
+    """A room is looked at as a whole."""
+    complaints = []
+    for folder in sorted({path.parent for path in (root / "hfrlhf").rglob("*.py")}):
+        name = folder.relative_to(root).as_posix()
+        files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        if len(files) > MAX_FILES.get(name, DEFAULT_MAX_FILES):
+            limit = MAX_FILES.get(name, DEFAULT_MAX_FILES)
+            complaints.append(f"{name}: {len(files)} files, at most {limit}: which of them are a room of their own?")
+    return complaints
+
+
+def collaborators_have_types(root: Path) -> list[str]:
+    """No method of a class that is not there, no trainer of which nobody knows what is read: mypy has to see both."""
+    return [
+        f"{file}:{node.lineno}: {node.name}({argument.arg}: Any); name its type, or a Protocol of what is used of it"
+        for file, tree in sources(root, "hfrlhf")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        if argument.arg in {"self", "trainer"} and argument.annotation and ast.unparse(argument.annotation) == "Any"
+    ]
+
+
+def one_class_inherits_the_trainer(root: Path) -> list[str]:
+    """RunTrainer alone derives from a library's Trainer, the others from it, each from one class and nothing beside."""
+    complaints, ours = [], set()
+    classes = [(f, c) for f, tree in sources(root, "hfrlhf") for c in ast.walk(tree) if isinstance(c, ast.ClassDef)]
+    ours = {node.name for _, node in classes}
+    for file, node in classes:
+        bases = [ast.unparse(base).split(".")[-1].split("[")[0] for base in node.bases]
+        trainers = [base for base in bases if base.endswith("Trainer")]
+        if trainers and len(bases) > 1:
+            complaints.append(f"{file}:{node.lineno}: {node.name} inherits {', '.join(bases)}: hand the others over")
+        if any(base not in ours for base in trainers) and (file, node.name) != RUN_TRAINER:
+            complaints.append(f"{file}:{node.lineno}: {node.name} inherits {trainers[0]}: derive it from RunTrainer")
+    return complaints
+
+
+def objects_write_their_own_attributes(root: Path) -> list[str]:
+    """What an object has is set by itself; of others one asks. A function may fill what it has just made."""
+    complaints = []
+    for file, tree in sources(root, "hfrlhf"):
+        if file == LIBRARIES_FILE:
+            continue
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                own = {"self", *made_here(function)}
+                for target in assigned_attributes(function):
+                    owner = ast.unparse(target.value)
+                    if owner not in own and last_name(target.value) not in ASSIGNED_TO:
+                        complaints.append(f"{file}:{target.lineno}: {ast.unparse(target)} is assigned from outside")
+    return sorted(set(complaints))
+
+
+def assigned_attributes(function: ast.AST) -> Iterator[ast.Attribute]:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node
+
+
+def made_here(function: ast.AST) -> Iterator[str]:
+    """Variables that a function binds to what a class, or a copy, has just given it."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            called = ast.unparse(node.value.func).split(".")[-1]
+            if called[:1].isupper() or called in {"copy", "deepcopy"}:
+                yield from (ast.unparse(target) for target in node.targets)
+
+
+def last_name(node: ast.expr) -> str:
+    """`config` of `model.config` and of `model.config()`."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return node.attr if isinstance(node, ast.Attribute) else ast.unparse(node)
+
+
+def lists_are_lists(root: Path) -> list[str]:
+    """No star before a literal tuple, which only has the formatter write several words on a line."""
+    return [
+        f"{file}:{node.lineno}: *{ast.unparse(node.value)[:30]}… within a list: one name after the other"
+        for file, tree in sources(root, "hfrlhf", "recipes")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Starred) and isinstance(node.value, ast.Tuple | ast.List)
+    ]
 
 
 def nothing_foreign_runs(root: Path) -> list[str]:
@@ -475,6 +570,11 @@ RULES: list[Callable[[Path], list[str]]] = [
     public_things_have_docstrings,
     functions_are_short,
     files_are_short,
+    folders_are_small,
+    collaborators_have_types,
+    one_class_inherits_the_trainer,
+    objects_write_their_own_attributes,
+    lists_are_lists,
     nothing_foreign_runs,
     prints_go_through_the_screen,
     texts_name_their_encoding,
@@ -486,9 +586,33 @@ RULES: list[Callable[[Path], list[str]]] = [
 ]
 
 
+# Files that do not keep a rule yet; the list only ever gets shorter.
+NOT_YET: dict[Callable[[Path], list[str]], set[str]] = {
+    folders_are_small: {"hfrlhf/trainers"},
+    collaborators_have_types: {
+        "hfrlhf/learning/",
+        "hfrlhf/models/libraries.py",
+        "hfrlhf/rewards/from_file.py",
+        "hfrlhf/runs/",
+        "hfrlhf/settings/unknown_names.py",
+        "hfrlhf/trainers/",
+    },
+    one_class_inherits_the_trainer: {"hfrlhf/trainers/policy_gradient.py", "hfrlhf/trainers/reward.py"},
+    objects_write_their_own_attributes: {
+        "hfrlhf/cli/command_line.py",
+        "hfrlhf/demo/stages.py",
+        "hfrlhf/learning/",
+        "hfrlhf/rewards/sources.py",
+        "hfrlhf/settings/inherited.py",
+        "hfrlhf/trainers/",
+    },
+    lists_are_lists: {"hfrlhf/trainers/policy_gradient.py"},
+}
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_tree_keeps_the_rule(rule: Callable[[Path], list[str]]) -> None:
-    assert rule(ROOT) == []
+    assert [line for line in rule(ROOT) if not line.startswith(tuple(NOT_YET.get(rule, ())))] == []
 
 
 GOOD_TREE = {
@@ -535,7 +659,32 @@ BAD_FILES = [
     (public_things_have_docstrings, "recipes/bad.py", "x = 1", "the module has no docstring"),
     (functions_are_short, "hfrlhf/data/bad.py", "def long():\n" + "    pass\n" * 60, "long has 61 lines"),
     (files_are_short, "hfrlhf/data/bad.py", "x = 1\n" * 301, "301 lines, at most 300"),
+    (folders_are_small, " ".join(f"hfrlhf/data/m{n}.py" for n in range(13)), "x = 1", "hfrlhf/data: 13 files, at most"),
     (files_are_short, "hfrlhf/__init__.py", "x = 1\n" * 91, "91 lines, at most 90"),
+    (collaborators_have_types, "hfrlhf/data/bad.py", "def f(self: Any): ...", "f(self: Any); name its type"),
+    (collaborators_have_types, "hfrlhf/data/bad.py", "def f(*, trainer: Any): ...", "f(trainer: Any); name"),
+    (one_class_inherits_the_trainer, "hfrlhf/trainers/bad.py", "class A(Trainer): ...", "A inherits Trainer: derive"),
+    (one_class_inherits_the_trainer, "hfrlhf/demo/bad.py", "class A(trl.SFTTrainer): ...", "A inherits SFTTrainer"),
+    (
+        one_class_inherits_the_trainer,
+        "hfrlhf/trainers/run_trainer.py",
+        "class RunTrainer(Guarded, Trainer): ...",
+        "RunTrainer inherits Guarded, Trainer: hand the others over",
+    ),
+    (
+        objects_write_their_own_attributes,
+        "hfrlhf/data/bad.py",
+        "def f(trainer):\n    trainer.x = 1",
+        "trainer.x is assigned from outside",
+    ),
+    (
+        objects_write_their_own_attributes,
+        "hfrlhf/data/bad.py",
+        "def f(self):\n    self.cycle.n += 1",
+        "self.cycle.n is assigned from outside",
+    ),
+    (objects_write_their_own_attributes, "hfrlhf/data/bad.py", "def f(a):\n    b, a.c = 1, 2", "a.c is assigned"),
+    (lists_are_lists, "hfrlhf/data/bad.py", "NAMES = (*('a', 'b'), 'c')", "one name after the other"),
     (nothing_foreign_runs, "hfrlhf/data/bad.py", "import torch\ntorch.load('x')", "torch.load reads a pickle"),
     (nothing_foreign_runs, "hfrlhf/data/bad.py", "from torch import load\nload('x')", "load reads a pickle"),
     (nothing_foreign_runs, "hfrlhf/data/bad.py", "torch.load('x', weights_only=False)", "torch.load reads a pickle"),
@@ -600,7 +749,7 @@ def test_a_good_tree_passes(rule: Callable[[Path], list[str]], tmp_path: Path) -
 def test_a_bad_tree_fails(
     rule: Callable[[Path], list[str]], file: str, text: str, complaint: str, tmp_path: Path
 ) -> None:
-    complaints = rule(write_tree(tmp_path, {**GOOD_TREE, file: text}))
+    complaints = rule(write_tree(tmp_path, {**GOOD_TREE, **dict.fromkeys(file.split(), text)}))
     assert complaints and all(complaint in line for line in complaints)
 
 

@@ -17,8 +17,18 @@ TOOLS, KEYWORDS = "tools", "chat_template_kwargs"
 TEMPLATE_COLUMNS = (TOOLS, KEYWORDS)
 # What every rendering decides for itself: whether it is a prompt, and that text comes out.
 RESERVED = {
-    *("conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding"),
-    *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    "conversation",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
 }
 
 

@@ -40,8 +40,30 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "farm": ("tractor", "barn", "farmer", "bucket", "goat", "orchard", "plough", "haystack"),
 }
 NAMES = (
-    *("Ada", "Bruno", "Clara", "Dario", "Edith", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Leo"),
-    *("Mira", "Nils", "Olga", "Pavel", "Quentin", "Rosa", "Stefan", "Tilda", "Ulla", "Viktor", "Wanda", "Yara"),
+    "Ada",
+    "Bruno",
+    "Clara",
+    "Dario",
+    "Edith",
+    "Felix",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jonas",
+    "Kira",
+    "Leo",
+    "Mira",
+    "Nils",
+    "Olga",
+    "Pavel",
+    "Quentin",
+    "Rosa",
+    "Stefan",
+    "Tilda",
+    "Ulla",
+    "Viktor",
+    "Wanda",
+    "Yara",
 )
 SEASONS = ("spring", "summer", "autumn", "winter")
 DETERMINERS = ("the", "this", "that", "our", "your", "my")

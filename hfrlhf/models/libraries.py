@@ -223,7 +223,14 @@ def without_zero_hooks(engine: Any) -> Iterator[None]:
 TRAINER_HOOKS: dict[str, tuple[str, ...]] = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "create_model_card": (
-        *("language", "license", "tags", "model_name", "finetuned_from", "tasks", "dataset_tags", "dataset"),
+        "language",
+        "license",
+        "tags",
+        "model_name",
+        "finetuned_from",
+        "tasks",
+        "dataset_tags",
+        "dataset",
         "dataset_args",
     ),
     "create_optimizer": ("model",),

@@ -19,8 +19,18 @@ from .completions import SAMPLE_FIELDS
 
 # Names of numbers that a trainer logs by itself; those of a family begin alike.
 LOGGED = (
-    *("loss", "grad_norm", "learning_rate", "value_learning_rate", "epoch", "step", "episode", "kl_coef"),
-    *("tokens_per_second", "skipped_updates", "total_flos", "num_input_tokens_seen"),
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "value_learning_rate",
+    "epoch",
+    "step",
+    "episode",
+    "kl_coef",
+    "tokens_per_second",
+    "skipped_updates",
+    "total_flos",
+    "num_input_tokens_seen",
 )
 LOGGED_FAMILIES = ("objective/", "policy/", "value/", "reward/", "time/", "entropy/", "kl/", "eval_", "train_", "test_")
 

@@ -24,8 +24,16 @@ RUN_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # What of a PEFT configuration decides on the shape and the effect of the adapter's weights.
 ADAPTER_SETTINGS = (
-    *("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "layers_to_transform"),
-    *("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
 )
 
 

@@ -91,8 +91,10 @@ POLICY_REFUSED: Mapping[str, Refused] = _BY_NONE | {
     **{
         name: Refused((value,), "prompts are read and tokenised once, and no worker loads them; leave it out")
         for name, value in (
-            *(("dataloader_num_workers", 0), ("dataloader_persistent_workers", False)),
-            *(("dataloader_prefetch_factor", None), ("dataloader_multiprocessing_context", None)),
+            ("dataloader_num_workers", 0),
+            ("dataloader_persistent_workers", False),
+            ("dataloader_prefetch_factor", None),
+            ("dataloader_multiprocessing_context", None),
             ("dataloader_in_order", True),
         )
     },

@@ -17,8 +17,17 @@ SPELLINGS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seque
 # What modules with a learnt vector per position are called; past their end there is nothing to look up. Relative
 # positions and distances have other names.
 TABLES = {
-    *("wpe", "embed_positions", "position_embedding", "position_embeddings", "positions_embed", "positional_embedding"),
-    *("position_embed", "pos_embed", "pos_embedding", "pos_embeddings", "embed_pos"),
+    "wpe",
+    "embed_positions",
+    "position_embedding",
+    "position_embeddings",
+    "positions_embed",
+    "positional_embedding",
+    "position_embed",
+    "pos_embed",
+    "pos_embedding",
+    "pos_embeddings",
+    "embed_pos",
 }
 
 

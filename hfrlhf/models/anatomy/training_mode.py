@@ -36,7 +36,7 @@ def quieten(actor_critic: Any, rollout: Any, bound: float) -> None:
     def compute() -> Results:
         return [result for result in actor_critic(rollout) if result is not None]
 
-    actor_critic.stays_in_evaluation = what_stays_in_evaluation(actor_critic, compute, bound)
+    actor_critic.keep_in_evaluation(what_stays_in_evaluation(actor_critic, compute, bound))
 
 
 @torch.no_grad()

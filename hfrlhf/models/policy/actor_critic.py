@@ -158,6 +158,10 @@ class ActorCritic(PolicySurface):
                 # A frozen embedding gives the first checkpointed block no input that needs a gradient.
                 model.enable_input_require_grads()
 
+    def keep_in_evaluation(self, modules: list[nn.Module]) -> None:
+        """From now on `train()` leaves these modules alone."""
+        self.stays_in_evaluation = modules
+
     def train(self, mode: bool = True) -> Self:
         """Training mode as every module's, but for what is noisy in it."""
         super().train(mode)

@@ -15,9 +15,20 @@ from torch import nn
 # has to be refused is refused where the policy is loaded.
 OF_THE_POLICY_ALONE = frozenset(
     (
-        *("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit", "is_loaded_in_8bit"),
-        *("hf_device_map", "is_parallelizable", "model_parallel", "is_distributed_loading_by_transformers"),
-        *("tp_size", "fsdp_size", "accepts_loss_kwargs", "loss_type", "module"),
+        "is_quantized",
+        "quantization_method",
+        "hf_quantizer",
+        "is_loaded_in_4bit",
+        "is_loaded_in_8bit",
+        "hf_device_map",
+        "is_parallelizable",
+        "model_parallel",
+        "is_distributed_loading_by_transformers",
+        "tp_size",
+        "fsdp_size",
+        "accepts_loss_kwargs",
+        "loss_type",
+        "module",
     )
 )
 
