@@ -93,7 +93,6 @@ UNDERSCORED_BUT_PUBLIC = {"_replace", "_asdict", "_fields"}  # of a named tuple
 ASSIGNED_TO = {
     *("model", "module", "head", "root", "policy", "parameter", "tokenizer", "config", "peft_config"),
     *("get_text_config", "control", "state", "training_bar", "ctx", "parser", "action", "sys"),
-    *("cls", "kind", "known"),  # classes
 }
 RUN_TRAINER = ("hfrlhf/trainers/run_trainer.py", "RunTrainer")
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -344,7 +343,7 @@ def objects_write_their_own_attributes(root: Path) -> list[str]:
 
 def assigned_attributes(function: ast.AST) -> Iterator[ast.Attribute]:
     for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and not node.attr.startswith("__"):
             yield node
 
 

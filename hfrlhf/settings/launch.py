@@ -104,6 +104,6 @@ def _launcher_wanted_several() -> bool:
 
 def _environment_of_parent() -> dict[str, str]:
     try:
-        return psutil.Process(os.getppid()).environ()
+        return dict(psutil.Process(os.getppid()).environ())
     except (psutil.Error, OSError):  # another user's process, or one that has ended
         return {}

@@ -93,7 +93,7 @@ class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         settle_best_metric(self, "objective/score", lower_is_better=("kl",))
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         check_accelerator_config(self, "the policy-gradient trainers")
         check_launch(self)
         self._settle_batches()
@@ -107,7 +107,8 @@ class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and their values, as numbers, words and lists."""
-        return {name: plain(value) for name, value in super().to_dict().items()}
+        values: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        return {name: plain(value) for name, value in values.items()}
 
     def _take_from(self, row: Algorithm) -> None:
         """What was not set is the algorithm's own."""
@@ -187,7 +188,7 @@ class PPOConfig(PolicyGradientConfig):
             raise ValueError(
                 f"`algorithm={self.algorithm!r}` is not PPO; use PolicyGradientConfig (TRPOConfig for trust regions)"
             )
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def runs(cls, algorithm: str) -> bool:
@@ -243,4 +244,4 @@ class TRPOConfig(PolicyGradientConfig):
                     f"`{name}={getattr(self, name)!r}` is no part of a trust-region step (`max_kl` bounds it, and its "
                     f"surrogate has no further terms); leave it at {only!r}, or use 'ppo_clip'"
                 )
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]

@@ -111,7 +111,7 @@ class RewardConfig(TrainingArguments):
         check_length(self)
         if self.normalize_scores == "none":
             self.normalize_scores = None
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         check_accelerator_config(self, "RewardTrainer")
         mark_derived(self, unset)
         check_launch(self)
@@ -122,4 +122,5 @@ class RewardConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and their values, as numbers, words and lists."""
-        return {name: plain(value) for name, value in super().to_dict().items()}
+        values: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
+        return {name: plain(value) for name, value in values.items()}
