@@ -188,7 +188,7 @@ class PPOConfig(PolicyGradientConfig):
             raise ValueError(
                 f"`algorithm={self.algorithm!r}` is not PPO; use PolicyGradientConfig (TRPOConfig for trust regions)"
             )
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
     @classmethod
     def runs(cls, algorithm: str) -> bool:
@@ -244,4 +244,4 @@ class TRPOConfig(PolicyGradientConfig):
                     f"`{name}={getattr(self, name)!r}` is no part of a trust-region step (`max_kl` bounds it, and its "
                     f"surrogate has no further terms); leave it at {only!r}, or use 'ppo_clip'"
                 )
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
