@@ -7,6 +7,7 @@ from typing import Any
 from ..algorithms import ALGORITHMS, Algorithm
 from .checks import is_set
 from .declarations import declarations
+from .rollouts import RolloutSettings
 
 # Which trainer knows which update.
 TRAINERS = {
@@ -16,7 +17,7 @@ TRAINERS = {
 }
 
 
-def check_algorithm(args: Any, row: Algorithm) -> None:
+def check_algorithm(args: RolloutSettings, row: Algorithm) -> None:
     """Refuse settings that the algorithm has no use for, or that would make it another one.
 
     Raises:
@@ -39,7 +40,7 @@ def check_algorithm(args: Any, row: Algorithm) -> None:
     _check_readers(args, row)
 
 
-def unread_settings(args: Any, row: Algorithm) -> list[str]:
+def unread_settings(args: RolloutSettings, row: Algorithm) -> list[str]:
     """The settings that would do nothing: what only a critic, or an option of another Ψ or loss, reads."""
     return [name for name, declared in declarations(type(args)).items() if not _reads(row, declared.read_by)]
 
@@ -48,7 +49,7 @@ def _reads(row: Algorithm, read_by: str) -> bool:
     return row.critic is not None if read_by == "critic" else not read_by or read_by in row.options
 
 
-def _check_readers(args: Any, row: Algorithm) -> None:
+def _check_readers(args: RolloutSettings, row: Algorithm) -> None:
     """Refuse settings that would do nothing."""
     for name in filter(lambda name: is_set(args, name), unread_settings(args, row)):
         read_by, said = declarations(type(args))[name].read_by, f"`{name}={getattr(args, name)!r}` would do nothing"
@@ -61,7 +62,7 @@ def _check_readers(args: Any, row: Algorithm) -> None:
         raise ValueError(f"{said} in `algorithm={args.algorithm!r}`; leave it out, or use one of {', '.join(readers)}")
 
 
-def check_steps(args: Any, row: Algorithm) -> None:
+def check_steps(args: RolloutSettings, row: Algorithm) -> None:
     """Refuse what the batch arithmetic of the settings leaves no room for.
 
     Raises:
@@ -79,7 +80,7 @@ def check_steps(args: Any, row: Algorithm) -> None:
         )
 
 
-def switched_off(args: Any, row: Algorithm) -> dict[str, Any]:
+def switched_off(args: RolloutSettings, row: Algorithm) -> dict[str, Any]:
     """Steps and stops that a class of settings has by default and the algorithm has no use for: field -> off.
 
     A subclass may have a warm-up of the critic by default; without a critic those rollouts would be idle.

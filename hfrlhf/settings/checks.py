@@ -7,13 +7,16 @@ import warnings
 from numbers import Integral, Real
 from typing import Any
 
+from transformers import TrainingArguments
+
 from ..core.kl import KL_PLACES, kl_lacks
 from ..reporting.screen import RunWarning
 from .declarations import declarations, default_of
 from .fields import Interval, Setting
+from .rollouts import RolloutSettings
 
 
-def is_set(args: Any, name: str) -> bool:
+def is_set(args: TrainingArguments, name: str) -> bool:
     """Whether a field has another value than its class has by default; a subclass may have defaults of its own."""
     return bool(getattr(args, name) != default_of(args, name))
 
@@ -22,7 +25,7 @@ def _is_finite_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_numbers(args: Any) -> None:
+def check_numbers(args: TrainingArguments) -> None:
     """Refuse numbers outside the range that their setting declares.
 
     Raises:
@@ -46,7 +49,7 @@ def _what_is_wrong(value: Any, declared: Setting) -> str:
     return "a whole number" if declared.whole and not isinstance(value, Integral) else ""
 
 
-def check_words(args: Any) -> None:
+def check_words(args: TrainingArguments) -> None:
     """Refuse words that are none of those that their setting declares.
 
     Raises:
@@ -60,7 +63,7 @@ def check_words(args: Any) -> None:
             )
 
 
-def check_rewards_and_precision(args: Any) -> None:
+def check_rewards_and_precision(args: RolloutSettings) -> None:
     """Refuse weights that are no numbers, and float16 where updates are left out.
 
     Raises:
@@ -76,7 +79,7 @@ def check_rewards_and_precision(args: Any) -> None:
         )
 
 
-def check_length(args: Any) -> None:
+def check_length(args: TrainingArguments) -> None:
     """Refuse a run of no length.
 
     Raises:
@@ -92,7 +95,7 @@ def check_length(args: Any) -> None:
         )
 
 
-def check_kl_settings(args: Any) -> None:
+def check_kl_settings(args: RolloutSettings) -> None:
     """Refuse settings of the KL that do not go together, warn of those that seldom do.
 
     Raises:
@@ -125,16 +128,33 @@ def check_kl_settings(args: Any) -> None:
         )
 
 
-def check_batches(args: Any, per_row: int) -> None:
+def batch_sizes(args: RolloutSettings) -> dict[str, int]:
+    """rollout = micro-batch × accumulation × processes × mini-batches, whichever side is given.
+
+    Raises:
+        ValueError: the product does not hold; the message says which sizes would do.
+    """
+    given = args.rollout_batch_size
+    size = args.per_device_train_batch_size * args.episodes_per_row if given is None else given
+    check_batches(args, size)
+    evaluated: int | None = args.per_device_eval_batch_size
+    return {
+        "rollout_batch_size": size,
+        "per_device_train_batch_size": size // args.episodes_per_row,
+        "per_device_eval_batch_size": math.ceil(size / args.world_size) if evaluated is None else evaluated,
+    }
+
+
+def check_batches(args: RolloutSettings, size: int) -> None:
     """Refuse batch sizes whose product does not hold.
 
     Args:
-        args: settings with their `rollout_batch_size`. per_row: episodes of a rollout for each one of a micro-batch.
+        args: settings. size: episodes of a rollout.
 
     Raises:
         ValueError: the message says which sizes would do.
     """
-    size = args.episodes_per_rollout
+    per_row = args.episodes_per_row
     if size % args.num_mini_batches:
         fitting = [m for m in range(1, size + 1) if size % m == 0]
         nearest = sorted(fitting, key=lambda m: abs(m - args.num_mini_batches))[:2]

@@ -10,6 +10,8 @@ from dataclasses import MISSING
 from types import MappingProxyType
 from typing import Any
 
+from transformers import TrainingArguments
+
 from .fields import Setting
 
 _COUNT = Setting(range="[1, ∞)", whole=True)
@@ -61,12 +63,12 @@ def declarations(settings: type) -> Mapping[str, Setting]:
     return MappingProxyType(found | {name: said for name, said in INHERITED.items() if name not in found})
 
 
-def resumed_settings(args: Any) -> dict[str, Any]:
+def resumed_settings(args: TrainingArguments) -> dict[str, Any]:
     """The settings that a resumed run must share with the run it continues."""
     return {name: getattr(args, name) for name, said in declarations(type(args)).items() if said.resumed}
 
 
-def shown_settings(args: Any) -> dict[str, Any]:
+def shown_settings(args: TrainingArguments) -> dict[str, Any]:
     """The settings that a model card lists, with the one of `max_steps` and `num_train_epochs` that the run goes by."""
     other = "num_train_epochs" if args.max_steps > 0 else "max_steps"
     shown = [name for name, said in declarations(type(args)).items() if said.shown and name != other]
@@ -90,22 +92,22 @@ class DerivedFloat(float):
 DERIVED = (DerivedInt, DerivedFloat)
 
 
-def forget_derived(args: Any) -> list[str]:
-    """Put what earlier settings had derived back to "not set"; the names of the fields that are not set now."""
-    names = [name for name, declared in declarations(type(args)).items() if declared.follows]
-    for name in names:
-        if isinstance(getattr(args, name), DERIVED):
-            setattr(args, name, default_of(args, name))
+def without_derived(args: TrainingArguments) -> dict[str, Any]:
+    """What earlier settings had derived, put back to "not set": name -> default."""
+    names = [name for name, said in declarations(type(args)).items() if said.follows]
+    return {name: default_of(args, name) for name in names if isinstance(getattr(args, name), DERIVED)}
+
+
+def unset_settings(args: TrainingArguments) -> list[str]:
+    """The settings that may follow from others and are not set."""
+    names = [name for name, said in declarations(type(args)).items() if said.follows]
     return [name for name in names if getattr(args, name) == default_of(args, name)]
 
 
-def mark_derived(args: Any, unset: list[str]) -> None:
-    """Mark what was derived: of the fields that were not set, those that have another value now."""
-    for name in unset:
-        value = getattr(args, name)
-        if value != default_of(args, name):
-            kind = DerivedInt if isinstance(value, int) else DerivedFloat
-            setattr(args, name, kind(value))
+def derived(args: TrainingArguments, unset: list[str]) -> dict[str, Any]:
+    """What was derived, marked as such: of the settings that were not set, those that have another value now."""
+    values = {name: getattr(args, name) for name in unset if getattr(args, name) != default_of(args, name)}
+    return {name: (DerivedInt if isinstance(value, int) else DerivedFloat)(value) for name, value in values.items()}
 
 
 def plain(value: Any) -> Any:
@@ -113,7 +115,7 @@ def plain(value: Any) -> Any:
     return (int(value) if isinstance(value, int) else float(value)) if isinstance(value, DERIVED) else value
 
 
-def default_of(args: Any, name: str) -> Any:
+def default_of(args: TrainingArguments, name: str) -> Any:
     """A field's default in the class of these settings, which may be a subclass with defaults of its own."""
     declared = type(args).__dataclass_fields__[name]
     return declared.default if declared.default_factory is MISSING else declared.default_factory()

@@ -133,7 +133,9 @@ REWARD_REFUSED: Mapping[str, Refused] = _BY_NONE | {
 ACCELERATOR_FOLLOWED = {"gradient_accumulation_kwargs", "use_configured_state", "non_blocking"}
 
 
-def check_inherited(args: Any, followed: frozenset[str], refused: Mapping[str, Refused], owner: str) -> None:
+def check_inherited(
+    args: TrainingArguments, followed: frozenset[str], refused: Mapping[str, Refused], owner: str
+) -> None:
     """Refuse inherited settings that the trainer does not follow, before anything is made of them.
 
     Args:
@@ -156,7 +158,7 @@ def check_inherited(args: Any, followed: frozenset[str], refused: Mapping[str, R
             )
 
 
-def check_accelerator_config(args: Any, owner: str) -> None:
+def check_accelerator_config(args: TrainingArguments, owner: str) -> None:
     """Refuse what accelerate would do to batches that the trainer makes, and counts, itself.
 
     Args:
@@ -165,7 +167,8 @@ def check_accelerator_config(args: Any, owner: str) -> None:
     Raises:
         ValueError: another value than accelerate's default where it would not be followed.
     """
-    given, default = args.accelerator_config.to_dict(), type(args.accelerator_config)().to_dict()
+    config: Any = args.accelerator_config
+    given, default = config.to_dict(), type(config)().to_dict()
     for name, value in given.items():
         if name not in ACCELERATOR_FOLLOWED and value != default.get(name):
             raise ValueError(
@@ -180,16 +183,23 @@ def check_accelerator_config(args: Any, owner: str) -> None:
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
-def settle_best_metric(args: Any, metric: str, lower_is_better: tuple[str, ...]) -> None:
+def best_metric(
+    args: TrainingArguments, metric: str, lower_is_better: tuple[str, ...]
+) -> tuple[str | None, bool | None]:
     """What `load_best_model_at_end` and its like look at where nothing is said: transformers would take 'loss'.
 
     Args:
         args: settings, before transformers has settled them. metric: the default. lower_is_better: how metrics end of
             which less is better; transformers knows that of losses alone.
+
+    Returns:
+        `metric_for_best_model` and `greater_is_better`.
     """
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     saves_best = getattr(args.save_strategy, "value", args.save_strategy) == "best"
-    if args.metric_for_best_model is None and (args.load_best_model_at_end or saves_best or schedule in _BY_METRIC):
-        args.metric_for_best_model = metric
-    if args.metric_for_best_model is not None and args.greater_is_better is None:
-        args.greater_is_better = not args.metric_for_best_model.endswith(("loss", *lower_is_better))
+    best = args.metric_for_best_model
+    if best is None and (args.load_best_model_at_end or saves_best or schedule in _BY_METRIC):
+        best = metric
+    if best is not None and args.greater_is_better is None:
+        return best, not best.endswith(("loss", *lower_is_better))
+    return best, args.greater_is_better

@@ -1,28 +1,18 @@
-"""Settings of the policy-gradient trainers: what `TrainingArguments` has, and about thirty fields more.
-
-The arithmetic of batches, in sequences:
-
-    rollout_batch_size = per_device_train_batch_size × gradient_accumulation_steps × processes × num_mini_batches
-    optimiser steps per rollout = (num_ppo_epochs + value_epochs) × num_mini_batches
-"""
+"""Settings of the policy-gradient trainers: `TrainingArguments`, `UpdateSettings` and `RolloutSettings`, checked."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from transformers import TrainingArguments
-
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
-from ..core.kl import KL_PLACES
 from ..core.policy_losses import PolicyLossOptions
 from ..reporting.screen import RunWarning
 from .algorithm_checks import check_algorithm, check_steps, switched_off
 from .checks import (
-    check_batches,
+    batch_sizes,
     check_kl_settings,
     check_length,
     check_numbers,
@@ -30,22 +20,21 @@ from .checks import (
     check_words,
     is_set,
 )
-from .declarations import forget_derived, mark_derived, plain
+from .declarations import derived, plain, unset_settings, without_derived
 from .fields import documented, setting
-from .inherited import FOLLOWED, POLICY_REFUSED, check_accelerator_config, check_inherited, settle_best_metric
+from .inherited import FOLLOWED, POLICY_REFUSED, best_metric, check_accelerator_config, check_inherited
 from .launch import check_launch
 from .old_names import POLICY_SETTINGS
 from .reward import RewardConfig
 from .rollouts import RolloutSettings
 from .unknown_names import refuse_unknown
-from .updates import UpdateSettings
 
 __all__ = ["PPOConfig", "PolicyGradientConfig", "RewardConfig", "TRPOConfig"]
 
 
 @documented
 @dataclass
-class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
+class PolicyGradientConfig(RolloutSettings):
     """Settings of `PolicyGradientTrainer`; every field says default, unit, typical range and effect in its help text.
 
     Raises:
@@ -65,24 +54,16 @@ class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
         None, "Evaluation prompts sampled at a time. Default: as many as a process samples for a rollout."
     )
 
-    algorithm: str = setting("vpg", f"Row of ALGORITHMS: one of {', '.join(ALGORITHMS)}.", resumed=True, shown=True)
-
     def __new__(cls, *args: Any, **kwargs: Any) -> PolicyGradientConfig:
         """Refuse unknown names before dataclass's own, less helpful, error."""
         refuse_unknown(kwargs, cls.__init__, cls.ELSEWHERE, cls.__name__)
         return super().__new__(cls)
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = POLICY_SETTINGS
-    # The ways of updating the policy that the trainer of these settings knows.
-    UPDATES: ClassVar[tuple[str, ...]] = ("gradient",)
-
-    @classmethod
-    def runs(cls, algorithm: str) -> bool:
-        """Whether the trainer of these settings runs the algorithm of that name."""
-        return algorithm_named(algorithm).update in cls.UPDATES
 
     def __post_init__(self) -> None:
-        unset = forget_derived(self)
+        vars(self).update(without_derived(self))
+        unset = unset_settings(self)
         check_inherited(self, FOLLOWED, POLICY_REFUSED, "the policy-gradient trainers")
         check_numbers(self)
         check_length(self)
@@ -92,12 +73,12 @@ class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
         check_words(self)
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
-        settle_best_metric(self, "objective/score", lower_is_better=("kl",))
+        self.metric_for_best_model, self.greater_is_better = best_metric(self, "objective/score", ("kl",))
         super().__post_init__()  # type: ignore[no-untyped-call]
         check_accelerator_config(self, "the policy-gradient trainers")
         check_launch(self)
-        self._settle_batches()
-        mark_derived(self, unset)
+        vars(self).update(batch_sizes(self))
+        vars(self).update(derived(self, unset))
         check_steps(self, algorithm_named(self.algorithm))
         check_kl_settings(self)
         if self.save_only_model:
@@ -120,56 +101,9 @@ class PolicyGradientConfig(UpdateSettings, RolloutSettings, TrainingArguments):
             setattr(self, name, off)
 
     @property
-    def policy_steps_per_rollout(self) -> int:
-        """Optimiser steps of the policy on one rollout: E × M."""
-        assert self.num_ppo_epochs is not None  # settled when the configuration is made
-        return self.num_ppo_epochs * self.num_mini_batches
-
-    @property
-    def steps_per_rollout(self) -> int:
-        """Optimiser steps that use one rollout: those of the policy, then those of the critic alone."""
-        return self.policy_steps_per_rollout + self.value_epochs * self.num_mini_batches
-
-    @property
-    def episodes_per_rollout(self) -> int:
-        """`rollout_batch_size` as a number: it is settled once the configuration is made."""
-        assert self.rollout_batch_size is not None
-        return self.rollout_batch_size
-
-    @property
-    def prompts_per_rollout(self) -> int:
-        """Prompts drawn for one rollout, over all processes."""
-        return self.episodes_per_rollout // self.num_generations
-
-    @property
-    def mini_batch_size(self) -> int:
-        """Episodes per optimiser step, over all processes."""
-        return self.episodes_per_rollout // self.num_mini_batches
-
-    @property
-    def clip_ranges(self) -> tuple[float, float]:
-        """ε_low and ε_high of the clipped ratio."""
-        return self.clip_range, self.clip_range if self.clip_range_high is None else self.clip_range_high
-
-    @property
-    def estimator(self) -> str:
-        """The KL estimator in use: the one that was set, or the one that is right where the KL enters."""
-        return self.kl_estimator or KL_PLACES[self.kl_in]
-
-    @property
     def policy_loss_options(self) -> PolicyLossOptions:
         """What the rows of `core.policy_losses.POLICY_LOSSES` read."""
         return PolicyLossOptions(*self.clip_ranges, self.dual_clip)
-
-    def _settle_batches(self) -> None:
-        """rollout = micro-batch × accumulation × processes × mini-batches, whichever side is given."""
-        per_row = self.gradient_accumulation_steps * self.world_size * self.num_mini_batches
-        if self.rollout_batch_size is None:
-            self.rollout_batch_size = self.per_device_train_batch_size * per_row
-        check_batches(self, per_row)
-        self.per_device_train_batch_size = self.episodes_per_rollout // per_row
-        if self.per_device_eval_batch_size is None:
-            self.per_device_eval_batch_size = math.ceil(self.episodes_per_rollout / self.world_size)
 
 
 @documented

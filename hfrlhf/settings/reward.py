@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from ..reporting.screen import RunWarning
 from .checks import check_length, check_numbers, check_words
-from .declarations import forget_derived, mark_derived, plain
+from .declarations import derived, plain, unset_settings, without_derived
 from .fields import documented, setting
 from .inherited import FOLLOWED_BY_REWARD, REWARD_REFUSED, check_accelerator_config, check_inherited
 from .launch import check_launch
@@ -104,7 +104,8 @@ class RewardConfig(TrainingArguments):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        unset = forget_derived(self)
+        vars(self).update(without_derived(self))
+        unset = unset_settings(self)
         check_inherited(self, FOLLOWED_BY_REWARD, REWARD_REFUSED, "RewardTrainer")
         check_words(self)
         check_numbers(self)
@@ -113,7 +114,7 @@ class RewardConfig(TrainingArguments):
             self.normalize_scores = None
         super().__post_init__()  # type: ignore[no-untyped-call]
         check_accelerator_config(self, "RewardTrainer")
-        mark_derived(self, unset)
+        vars(self).update(derived(self, unset))
         check_launch(self)
         if self.save_only_model:
             warnings.warn(

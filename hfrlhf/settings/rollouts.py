@@ -1,4 +1,10 @@
-"""Settings of a rollout: how many responses of which length are sampled, and what their scores and the KL become."""
+"""Settings of a rollout: how many responses of which length are sampled, and what their scores and the KL become.
+
+The arithmetic of batches, in sequences:
+
+    rollout_batch_size = per_device_train_batch_size × gradient_accumulation_steps × processes × num_mini_batches
+    optimiser steps per rollout = (num_ppo_epochs + value_epochs) × num_mini_batches
+"""
 
 from __future__ import annotations
 
@@ -6,11 +12,12 @@ from dataclasses import dataclass
 
 from ..core.kl import KL_ESTIMATORS, KL_PLACES
 from .fields import setting
+from .updates import UpdateSettings
 
 
 @dataclass
-class RolloutSettings:
-    """What `PolicyGradientConfig` says of sampling and of rewards."""
+class RolloutSettings(UpdateSettings):
+    """What `PolicyGradientConfig` says of sampling and of rewards, and how many episodes and steps that makes."""
 
     rollout_batch_size: int | None = setting(
         None,
@@ -93,3 +100,41 @@ class RolloutSettings:
     )
     kl_horizon: float = setting(10_000, "Episodes over which the adaptive coefficient reacts.", range="(0, ∞)")
     whiten_rewards: bool = setting(False, "Scale per-token rewards to variance 1, keeping their mean.")
+
+    @property
+    def policy_steps_per_rollout(self) -> int:
+        """Optimiser steps of the policy on one rollout: E × M."""
+        assert self.num_ppo_epochs is not None  # settled when the configuration is made
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that use one rollout: those of the policy, then those of the critic alone."""
+        return self.policy_steps_per_rollout + self.value_epochs * self.num_mini_batches
+
+    @property
+    def episodes_per_rollout(self) -> int:
+        """`rollout_batch_size` as a number: it is settled once the configuration is made."""
+        assert self.rollout_batch_size is not None
+        return self.rollout_batch_size
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts drawn for one rollout, over all processes."""
+        return self.episodes_per_rollout // self.num_generations
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Episodes per optimiser step, over all processes."""
+        return self.episodes_per_rollout // self.num_mini_batches
+
+    @property
+    def estimator(self) -> str:
+        """The KL estimator in use: the one that was set, or the one that is right where the KL enters."""
+        return self.kl_estimator or KL_PLACES[self.kl_in]
+
+    @property
+    def episodes_per_row(self) -> int:
+        """Episodes of a rollout for each one of a micro-batch."""
+        processes: int = self.world_size
+        return self.gradient_accumulation_steps * processes * self.num_mini_batches

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from transformers import TrainingArguments
+
+from ..algorithms import ALGORITHMS, algorithm_named
 from ..core.masking import LOSS_ITEMS
 from ..experience import OLD_LOGPROBS
 from .fields import setting
 
 
 @dataclass
-class UpdateSettings:
+class UpdateSettings(TrainingArguments):
     """What `PolicyGradientConfig` says of advantages and of the optimiser's steps."""
 
+    # The ways of updating the policy that the trainer of these settings knows.
+    UPDATES: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    algorithm: str = setting("vpg", f"Row of ALGORITHMS: one of {', '.join(ALGORITHMS)}.", resumed=True, shown=True)
     gamma: float = setting(
         1.0, "Discount per token, 0 to 1. Below 1 a score counts less for long responses.", range="[0, 1]", shown=True
     )
@@ -156,3 +164,13 @@ class UpdateSettings:
     old_logprobs: str = setting(
         "recompute", "'recompute' with the training forward, or keep the 'sampler's.", choices=OLD_LOGPROBS
     )
+
+    @property
+    def clip_ranges(self) -> tuple[float, float]:
+        """ε_low and ε_high of the clipped ratio."""
+        return self.clip_range, self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+    @classmethod
+    def runs(cls, algorithm: str) -> bool:
+        """Whether the trainer of these settings runs the algorithm of that name."""
+        return algorithm_named(algorithm).update in cls.UPDATES
