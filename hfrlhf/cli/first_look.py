@@ -14,22 +14,14 @@ from typing import Any
 
 import yaml
 
-from ..rewards.unnamed import without_function
 from ..settings.old_names import POLICY_SETTINGS
 from ..settings.unknown_names import hint
 from .help import print_all, print_short
 from .mistakes import refuse
 from .options import Option, options_of
+from .places import missing, not_there, unnamed
 
 SWITCH = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
-# Options that name a model or data, and what may stand there.
-NAMED = {
-    "model_name_or_path": "a model's folder or its name on the Hub",
-    "dataset_name": "a folder with train.jsonl, a file, or a dataset's name on the Hub",
-    "reward_funcs": "a reward model's folder or Hub name, or FILE.py:FUNCTION",
-    "value_model": "`adapter`, or a model's folder or Hub name",
-}
-FILES = (".py", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".xz", ".bz2")
 # Not written by users, but by `parse_args_and_config` and by launchers.
 SILENT = {"config", "help", "help-all", "local-rank"}
 
@@ -63,8 +55,8 @@ def first_look(
     settings, file = settings_in(config_file(words))
     given = dict(_given(words, options))
     mistakes = [*_unknown([*given, *settings], options), *_wrong(settings, given, options)]
-    mistakes = mistakes or [_missing(name) for name in needed if not (given.get(name) or settings.get(name))]
-    mistakes += list(_not_there(settings, given, file)) or list(_unnamed(settings, given))
+    mistakes = mistakes or [missing(name) for name in needed if not (given.get(name) or settings.get(name))]
+    mistakes += list(not_there(settings, given, file)) or list(unnamed(settings, given))
     if mistakes:
         refuse("\n".join(mistakes))
 
@@ -184,44 +176,6 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "float": (lambda value: not isinstance(value, bool) and _is_number(str(value)), "a number"),
     "bool": (lambda value: str(value).lower() in SWITCH, "true or false"),
 }
-
-
-# ---- What must be there -----------------------------------------------------------------------------------------
-
-
-def _missing(name: str) -> str:
-    return f"--{name} is missing: give {NAMED[name]}, or a --config that has it"
-
-
-def _not_there(settings: Mapping[str, Any], given: Mapping[str, list[str]], file: str | None) -> Iterator[str]:
-    """Paths of models and data that lead nowhere."""
-    for name, what in NAMED.items():
-        values = given.get(name, settings.get(name))
-        for value in values if isinstance(values, list) else [values]:
-            path = str(value or "").removeprefix("own:")
-            place = path.rpartition(":")[0]
-            path = place if place.endswith(".py") else path
-            if path and _is_path(path) and not Path(path).expanduser().exists():
-                yield f"{name}: there is no {path!r} (looked from {Path.cwd()}); " + (
-                    f"give {what}"
-                    if name in given
-                    else f"{file} names what does not come with it: put {what} in its place, or give it as --{name}"
-                )
-
-
-def _unnamed(settings: Mapping[str, Any], given: Mapping[str, list[str]]) -> Iterator[str]:
-    """Files of reward functions without the function's name."""
-    values = given.get("reward_funcs", settings.get("reward_funcs"))
-    for value in values if isinstance(values, list) else [values]:
-        said = without_function(str(value or ""))
-        if said:
-            yield f"reward_funcs: {said}"
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name can only be a path: a Hub name has one slash at most, and no such beginning."""
-    written = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or "\\" in name
-    return written or name.endswith(FILES)
 
 
 def value_given(name: str, argv: Sequence[str] | None = None) -> str | None:
