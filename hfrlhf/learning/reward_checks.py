@@ -1,114 +1,50 @@
-"""What is looked at in a run's rewards before and in its first rollout: that they can be read, and that they speak."""
+"""What is looked at in the rewards of a rollout: what the ending of a response is to them, and that they speak."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.utils import logging
 
 from ..reporting.plain_text import printable
 from ..rewards.completions import Completions
-from ..rewards.reading import Reader
+from ..rewards.source import RewardSource
 
 logger = logging.get_logger(__name__)
 
-PROMPTS_TRIED = 32
 RESPONSES_TRIED = 64  # per process: a mean that is off by a point shows in as many
 
 
-def check_reading(sources: Sequence[Any], prompts: Mapping[str, Any], completion: int) -> None:
-    """Let every reward model read some of the prompts, before anything is trained.
-
-    Args:
-        prompts: the prompt sets, by the name of their dataset. completion: tokens a response may have.
-
-    Raises:
-        ValueError: chats, and a reward model whose tokenizer has no chat template; a template that cannot render them;
-            or more tokens than a reward model has positions for.
-    """
-    for name, of_dataset in prompts.items():
-        for source in filter(_is_model, sources):
-            longest = sorted(range(len(of_dataset.ids)), key=lambda row: -len(of_dataset.ids[row]))[:PROMPTS_TRIED]
-            spread = torch.linspace(0, len(of_dataset.ids) - 1, PROMPTS_TRIED).long().tolist()
-            beside = _try_reading(source, of_dataset, name, sorted({*longest, *spread}))
-            _check_length(source, beside, completion, name)
-
-
-def _check_length(source: Any, beside: int, completion: int, name: str) -> None:
-    """Refuse what cannot be read; warn of what may not be, since another tokenizer makes other tokens of a response.
-
-    Args:
-        beside: tokens of the longest prompt and of a response's ending.
-    """
-    most = source.reader.positions
-    if most is None or beside + completion <= most:
-        return
-    said = (
-        f"the longest prompt of the {name} and the ending of a response are {beside} tokens for the reward model "
-        f"{source.name!r}, which has positions for {most}, and max_completion_length={completion}"
-    )
-    if source.reader.shares_ids or beside >= most:
-        raise ValueError(f"{said}; set a lower `max_prompt_length` or `max_completion_length`")
-    logger.warning(f"{said}: of responses that are too long in its tokens, the prompt's beginning will not be read")
-
-
-def _try_reading(source: Any, prompts: Any, name: str, rows: list[int]) -> int:
-    """How many tokens the longest of some rows has beside its response: prompt and ending."""
-    some = prompts.rows.select(rows)
-    answer: Any = [{"role": "assistant", "content": "a"}] if prompts.is_chat else " a"
-    columns = {column: some[column][:] for column in some.column_names if column != "prompt"}
-    reader: Reader = source.reader
-    if prompts.is_chat and not reader.tokenizer.chat_template:
-        raise ValueError(
-            f"the {name} holds chat messages, but the tokenizer of the reward model {source.name!r} has no "
-            "chat template, so that nobody can say how it was trained to read a chat: set `chat_template` of its "
-            "tokenizer, and pass that as `reward_processing_classes`"
-        )
-    try:
-        encoded = reader.in_training(some["prompt"][:], [answer] * len(rows), columns)
-        return max(len(row.head) + len(row.tail[1:] if row.ending is None else row.ending) for row in encoded)
-    except Exception as error:  # a template is a program, and may raise what it likes
-        raise ValueError(
-            f"the chat template of the reward model {source.name!r} cannot render the {name}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def ending_note(trainer: Any, completions: Completions, parts: Tensor) -> str:
+def ending_note(
+    sources: Sequence[RewardSource],
+    completions: Completions,
+    parts: Tensor,
+    penalty: float | None,
+    total: Callable[[Sequence[float]], Sequence[float]],
+) -> str:
     """What each reward model says of responses that were cut off: with the ending, without it, beside those that ended.
 
     It has seen no response without the ending: where the two numbers are far apart, what it would say of one is chance.
     Where it likes those that were cut off no less than the others, nothing in it asks the policy to end. All processes
-    take part; nothing is said where no response was cut off, nor of later rollouts.
+    take part; nothing is said where no response was cut off.
 
     Args:
-        parts: [B,S] the scores of the S rewards.
+        parts: [B,S] the scores of the S sources. penalty: `missing_eos_penalty`. total: sums of numbers over processes.
     """
-    if trainer.state.global_step > 0:
-        return ""
     ended = completions.rollout.terminated
     tried = ended.logical_not().nonzero().flatten()[:RESPONSES_TRIED]
     lines = []
-    for source, scores in zip(trainer.reward.sources, parts.T.double(), strict=True):
-        if _is_model(source):
-            seen = [scores[tried].sum(), _sum_without_ending(source, completions, tried), scores[ended].sum()]
-            sums = _over_processes(trainer, [*map(float, seen), len(tried), int(ended.sum()), int((~ended).sum())])
-            lines += _told(source.name, sums, trainer.args.missing_eos_penalty)
+    for source, scores in zip(sources, parts.T.double(), strict=True):
+        bare = source.without_ending(completions, tried)
+        if bare is not None:
+            sums = [float(scores[tried].sum()), bare, float(scores[ended].sum())]
+            lines += _told(source.name, total([*sums, len(tried), int(ended.sum()), int((~ended).sum())]), penalty)
     return "\n".join(lines)
 
 
-def _sum_without_ending(source: Any, completions: Completions, rows: Tensor) -> float:
-    if not len(rows):
-        return 0.0
-    readings = source.reader.read(completions)
-    bare = [[*readings[row].prompt, *readings[row].content] or readings[row].ids for row in rows.tolist()]
-    return float(source.scores(bare).double().sum())
-
-
-def _told(name: str, sums: list[float], penalty: float | None) -> list[str]:
+def _told(name: str, sums: Sequence[float], penalty: float | None) -> list[str]:
     """The line of one reward model.
 
     Args:
@@ -129,17 +65,6 @@ def _told(name: str, sums: list[float], penalty: float | None) -> list[str]:
     return [f"{line}, those that ended {whole / ended:.2f}{asks if cut / tried >= whole / ended else ''}"]
 
 
-def _over_processes(trainer: Any, numbers: Sequence[float]) -> list[float]:
-    # Not float64, which some devices lack.
-    here = torch.tensor(numbers, dtype=torch.float32, device=trainer.args.device)
-    total: list[float] = trainer.accelerator.reduce(here, "sum").tolist()
-    return total
-
-
-def _is_model(source: Any) -> bool:
-    return hasattr(source, "reader")
-
-
 class EqualScores:
     """Says once of each reward that it gave every response of a rollout the same score: from it nothing is learnt.
 
@@ -149,20 +74,21 @@ class EqualScores:
     def __init__(self) -> None:
         self.told: set[str] = set()
 
-    def look(self, trainer: Any, parts: Tensor) -> None:
-        """Look at a trainer's new rollout.
+    def look(self, names: Sequence[str], parts: Tensor, samples: Sequence[Mapping[str, Any]], speaks: bool) -> None:
+        """Look at a new rollout.
 
         Args:
-            parts: [B,S] scores of its S rewards, over all processes.
+            names: of the S sources. parts: [B,S] their scores, over all processes. samples: some of the rollout's rows.
+            speaks: whether this process is the one that says it.
         """
-        for source, scores in zip(trainer.reward.sources, parts.T, strict=True):
+        for name, scores in zip(names, parts.T, strict=True):
             given = scores[~scores.isnan()]
-            if len(given) > 1 and bool((given == given[0]).all()) and source.name not in self.told:
-                self.told.add(source.name)
-                if trainer.is_world_process_zero():
-                    self._tell(source.name, given, trainer.samples)
+            if len(given) > 1 and bool((given == given[0]).all()) and name not in self.told:
+                self.told.add(name)
+                if speaks:
+                    self._tell(name, given, samples)
 
-    def _tell(self, name: str, scores: Tensor, samples: Sequence[dict[str, Any]]) -> None:
+    def _tell(self, name: str, scores: Tensor, samples: Sequence[Mapping[str, Any]]) -> None:
         example = printable(repr(samples[0]["completion"])[:200]) if samples else "none"
         logger.warning(
             f"the reward {name} gives all {len(scores)} responses of a rollout the same score, {float(scores[0]):g}: "

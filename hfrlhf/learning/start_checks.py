@@ -22,7 +22,8 @@ from ..models.anatomy.training_mode import quieten
 from ..models.policy.actor_critic import check_head
 from ..models.policy.reference import Reference
 from ..models.policy.response_states import causal_lm
-from ..rewards.completions import Completions, RewardSource
+from ..rewards.completions import Completions
+from ..rewards.source import RewardSource
 from ..rollout.examination import examined
 from ..rollout.generation import evaluation_mode
 
@@ -52,7 +53,7 @@ def check_roles(
 
     Args:
         actor_critic: with its policy on the device where it will compute. reference: of that policy.
-        rewards: reward models. describe: makes of a rollout what they read. prompts: of the run.
+        rewards: those that answer again are tried. describe: makes of a rollout what they read. prompts: of the run.
         half: the run computes in 16 bits. autocast: the context of the run's forwards.
 
     Raises:
@@ -75,7 +76,7 @@ def check_roles(
             _check_reference(reference, together.logprobs, rollout, actor_critic.temperature, precision)
         quieten(actor_critic, rollout, MISMATCH_BOUNDS[precision] / 10)  # nothing but the mode is another
     rollout = rollout.to("cpu")
-    for source in rewards:
+    for source in filter(lambda source: source.answers_again, rewards):
         scores = [source(describe(part)).float().cpu() for part in (rollout, *rollout.split(1))]
         _compare(f"score of the reward model {source.name!r}", scores[0], torch.cat(scores[1:]), precision)
 

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..data.prompts import PromptSet, prompt_batch
 from ..experience import Rollout, concatenate
 from ..learning.evaluation import prompt_sets
-from ..rewards.sources import Completions, FunctionReward
+from ..rewards.completions import Completions
 from .facts import Sample, SamplingRun
 
 logger = logging.get_logger(__name__)
@@ -65,7 +65,7 @@ class Comparison:
         """What the reward models say, where they are the whole reward: a function may cost money, or count its calls,
         and is called for rollouts and evaluations alone."""
         unscored: list[float | None] = [None] * len(both.completions)
-        if any(isinstance(source, FunctionReward) for source in self.trainer.reward.sources):
+        if not self.trainer.reward.answers_again:
             return unscored
         try:
             with self.trainer.whole_model():

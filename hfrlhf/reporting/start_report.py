@@ -9,7 +9,6 @@ from peft import PeftModel
 from torch import nn
 
 from ..models.policy.actor_critic import ActorCritic
-from ..rewards.completions import RewardSource
 from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.reward import RewardConfig
 from .facts import PairsRun, Planned, PolicyRun
@@ -114,7 +113,7 @@ def roles(trainer: PolicyRun, actor_critic: ActorCritic) -> dict[str, str]:
         "policy": f"{type(policy).__name__}, {trained:,} of {base:,} parameters trained",
         "reference": trainer.reference.source,
         "critic": f"{_critic(trainer, actor_critic)}, {critic:,} parameters trained" if critic else "none",
-        "reward": ", ".join(map(_reward, trainer.reward.sources)),
+        "reward": ", ".join(source.described for source in trainer.reward.sources),
     }
 
 
@@ -133,14 +132,10 @@ def _critic(trainer: PolicyRun, actor_critic: ActorCritic) -> str:
     return f"{'a Q head' if trainer.algorithm.critic == 'Q' else 'a head'} on the policy's trunk"
 
 
-def _reward(source: RewardSource) -> str:
-    return f"{source.name} (an adapter on the policy's base)" if hasattr(source, "policy") else source.name
-
-
 def estimated_bytes(trainer: PolicyRun) -> int:
     """Bytes of every model once, of gradients and Adam's two moments for what is trained."""
-    sources = [source for source in (trainer.reference, *trainer.reward.sources) if hasattr(source, "model")]
-    models = [trainer.unwrapped(), *(source.model for source in sources)]
+    rewards = [model for source in trainer.reward.sources for model in source.own_models]
+    models = [trainer.unwrapped(), trainer.reference.model, *rewards]
     parameters = {id(p): p for model in models for p in model.parameters()}.values()
     held = sum(int(p.nbytes) for p in parameters)
     trained = sum(int(p.nbytes) for p in parameters if p.requires_grad)

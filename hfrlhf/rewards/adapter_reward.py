@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..models.adapters import REWARD_ADAPTER, adapter
-from ..models.anatomy.sizes import device_of
+from ..models.anatomy.names import as_name, is_adapter
+from ..models.anatomy.positions import positions_of
+from ..models.anatomy.sizes import device_of, embeddings_of
+from ..models.reward.adapter import OWN_BASE, add_reward_adapter
 from ..models.reward.head import backbone_of
 from ..models.reward.scoring import evaluating, last_states
-from .completions import Completions
-from .reading import Reader, padded, scores_of
+from .model_source import ModelSource, saved_tokenizer
+from .reading import Reader, scores_of
+from .source import Offer
 
 
 @dataclass
-class AdapterReward:
+class AdapterReward(ModelSource):
     """The score of the last token that the `reward` adapter reads (SPEC §2.1, `reading.py`).
 
         r(x, y) = w·h_last + b − shift
@@ -34,22 +41,46 @@ class AdapterReward:
     reader: Reader
     max_tokens: int = 4096
 
-    def __call__(self, completions: Completions) -> Tensor:
-        """[B] scores."""
-        scores = self.scores([row.ids for row in self.reader.read(completions)])
-        return scores.to(completions.rollout.input_ids.device)
+    @classmethod
+    def takes(cls, given: Any, offer: Offer) -> bool:
+        """The name or path of an adapter, where the policy has one too and no base of its own is asked for."""
+        given = as_name(given)
+        if not isinstance(offer.policy, PeftModel) or not isinstance(given, str) or given.startswith(OWN_BASE):
+            return False
+        return is_adapter(given, {})
+
+    @classmethod
+    def of(cls, given: Any, offer: Offer) -> Self:
+        """Put it on the policy's base.
+
+        Raises:
+            ValueError: a tokenizer of another vocabulary was given for it.
+        """
+        name, policy, theirs = as_name(given), offer.policy, offer.policy_tokenizer
+        if offer.tokenizer is not None and offer.tokenizer.get_vocab() != theirs.get_vocab():
+            raise ValueError(
+                f"the reward adapter {name} shares the policy's base and reads the policy's own token ids, but "
+                "`reward_processing_classes` gives it a tokenizer with another vocabulary; leave that out, or pass "
+                f"`{OWN_BASE}{name}` to load the adapter with a base of its own"
+            )
+        role = add_reward_adapter(policy, name)
+        own = offer.tokenizer or saved_tokenizer(name) or theirs
+        reader = Reader(own, theirs, embeddings_of(policy), role.ends_with_eos, positions_of(policy))
+        return cls(policy, Path(name).name, role.head, role.shift, reader, offer.max_tokens)
+
+    @property
+    def described(self) -> str:
+        """Its name, and that it shares the base."""
+        return f"{self.name} (an adapter on the policy's base)"
 
     def scores(self, rows: list[list[int]]) -> Tensor:
         """[B] scores of rows of token ids, a few of similar length at a time."""
         with evaluating(self.policy), adapter(self.policy, REWARD_ADAPTER):
-            return scores_of(rows, self.max_tokens, self._score)
+            return scores_of(rows, self.max_tokens, self.score)
 
     @torch.no_grad()
-    def _score(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def score(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[b] scores of ids [b,L] and mask [b,L], real tokens first; within `scores`."""
         device = device_of(self.policy)
         last = last_states(backbone_of(self.policy), ids.to(device), mask.to(device))
         return self.head.to(device)(last).squeeze(-1).float() - self.shift
-
-    def _inputs(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        """ids [B,L] and mask [B,L], real tokens first: what is scored, to look at."""
-        return padded([row.ids for row in self.reader.read(completions)])

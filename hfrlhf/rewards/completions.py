@@ -1,10 +1,10 @@
-"""What a reward source is given, and what it is."""
+"""What a reward source is given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -61,12 +61,3 @@ def _message(tokenizer: Any, text: str, prompt: list[Any], options: dict[str, An
     """What was written as the assistant's message, without blanks that belong to the template."""
     blank = blank_before_answers(tokenizer, prompt, options, rendered) if text[:1].isspace() else ""
     return [{"role": "assistant", "content": text.removeprefix(blank)}]
-
-
-class RewardSource(Protocol):
-    """Scores completions. `name` labels its mean in the metrics."""
-
-    name: str
-
-    def __call__(self, completions: Completions) -> Tensor:
-        """[B] float32 scores; NaN where this source has no opinion."""

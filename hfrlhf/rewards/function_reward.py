@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from .completions import Completions
 from .notes import RewardNotes
+from .source import Offer, RewardRun, RewardSource
 
 
 @dataclass
-class FunctionReward:
+class FunctionReward(RewardSource):
     """A Python function `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
 
     It is called with keywords; dataset columns come by their names, and, as with TRL, `trainer_state`, `log_extra` and
@@ -32,6 +34,28 @@ class FunctionReward:
     timeout: float | None = None  # seconds it may take
     around: Callable[[], AbstractContextManager[None]] = nullcontext  # entered for each call, on every process
     notes: RewardNotes | None = None  # what it may note beside its scores
+
+    @classmethod
+    def takes(cls, given: Any, offer: Offer) -> bool:
+        """Anything that can be called and is no model."""
+        return inspect.isroutine(given) or (callable(given) and not isinstance(given, nn.Module | type))
+
+    @classmethod
+    def of(cls, given: Any, offer: Offer) -> Self:
+        """The source that calls it."""
+        return cls(given, str(getattr(given, "__name__", "reward")), offer.timeout)
+
+    def join(self, run: RewardRun) -> None:
+        """Note things beside the scores, and let a failure on one process end all of them.
+
+        Raises:
+            ValueError: a column has the name of something that a function gets from the trainer, or it asks for what it
+                cannot be given.
+        """
+        for dataset, rows in run.datasets.items():
+            check_columns(self, rows.column_names, dataset)
+            check_parameters(self, set(rows.column_names) - {"prompt"}, dataset)
+        self.around, self.notes = run.together, run.notes
 
     def __call__(self, completions: Completions) -> Tensor:
         """[B] scores.

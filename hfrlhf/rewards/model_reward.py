@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
+from ..models.anatomy.dropout import disable_dropout
+from ..models.anatomy.names import as_name
 from ..models.anatomy.sizes import device_of
 from ..models.anatomy.vocabulary import check_vocabulary
-from ..models.reward.scoring import last_token_scores
-from .completions import Completions
-from .reading import Reader, padded, scores_of
+from ..models.libraries import name_or_path
+from ..models.quantization import is_quantized
+from ..models.reward.adapter import OWN_BASE
+from ..models.reward.scoring import last_token_scores, load_reward_model
+from .model_source import ModelSource, saved_tokenizer
+from .reading import Reader
+from .source import Offer
 
 
 @dataclass
-class ModelReward:
+class ModelReward(ModelSource):
     """A reward model: the score of the last token it reads (`reading.py`) minus `config.reward_shift` (SPEC §2.1)."""
 
     model: Any
@@ -29,20 +37,44 @@ class ModelReward:
         check_vocabulary(self.model, self.tokenizer, "reward model")
         self.reader = Reader.of(self.model, self.tokenizer, self.policy_tokenizer)
 
-    def __call__(self, completions: Completions) -> Tensor:
-        """[B] scores."""
-        scores = self.scores([row.ids for row in self.reader.read(completions)])
-        return scores.to(completions.rollout.input_ids.device)
+    @classmethod
+    def takes(cls, given: Any, offer: Offer) -> bool:
+        """A model, or a model's name or path (`own:` before it: an adapter with a base of its own)."""
+        return isinstance(as_name(given), str | nn.Module)
 
-    def scores(self, rows: list[list[int]]) -> Tensor:
-        """[B] scores of rows of token ids, a few of similar length at a time."""
-        return scores_of(rows, self.max_tokens, self._score)
+    @classmethod
+    def of(cls, given: Any, offer: Offer) -> Self:
+        """Load it, and its tokenizer: the one given, else of its training, else saved with it, else the policy's.
+
+        Raises:
+            ValueError: a language model without a score head.
+        """
+        given = as_name(given.removeprefix(OWN_BASE) if isinstance(given, str) else given)
+        name = given if isinstance(given, str) else name_or_path(given.config)
+        model, is_new_head = load_reward_model(given, return_new_head=True)
+        if is_new_head:
+            raise ValueError(
+                f"{name or type(given).__name__} is a language model: it has no trained score head, and a new one "
+                "gives random scores; train a reward model from it with RewardTrainer (or recipes/reward.py) and pass "
+                "that"
+            )
+        disable_dropout(model.requires_grad_(False).eval())
+        own = getattr(model, "trained_with", None) or saved_tokenizer(name) or offer.policy_tokenizer
+        tokenizer = offer.tokenizer or own
+        return cls(model, Path(name).name or "reward_model", tokenizer, offer.policy_tokenizer, offer.max_tokens)
+
+    @property
+    def own_models(self) -> tuple[nn.Module, ...]:
+        """The reward model."""
+        return (self.model,)
+
+    def to(self, device: torch.device) -> None:
+        """Bring the model there; a quantised one is where it was loaded."""
+        if not is_quantized(self.model):
+            self.model.to(device)
 
     @torch.no_grad()
-    def _score(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def score(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[b] scores of ids [b,L] and mask [b,L], real tokens first."""
         device = device_of(self.model)
         return last_token_scores(self.model, ids.to(device), mask.to(device))
-
-    def _inputs(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        """ids [B,L] and mask [B,L], real tokens first: what is scored, to look at."""
-        return padded([row.ids for row in self.reader.read(completions)])

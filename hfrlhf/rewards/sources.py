@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from ..models.anatomy.dropout import disable_dropout
-from ..models.anatomy.names import as_name, is_adapter
-from ..models.anatomy.positions import positions_of
-from ..models.anatomy.sizes import embeddings_of
-from ..models.libraries import name_or_path
+from ..data.prompts import PromptSet
 from ..models.policy.loading import tokenizer_of
-from ..models.reward.adapter import OWN_BASE, add_reward_adapter
-from ..models.reward.scoring import load_reward_model
+from ..models.reward.adapter import OWN_BASE
 from .adapter_reward import AdapterReward
-from .completions import Completions, RewardSource
+from .completions import Completions
 from .from_file import function_from
 from .function_reward import FunctionReward
 from .model_reward import ModelReward
-from .reading import Reader
+from .source import Offer, RewardRun, RewardSource
 from .unnamed import without_function
 
 __all__ = [
+    "KINDS",
     "Completions",
     "FunctionReward",
     "ModelReward",
@@ -38,6 +30,13 @@ __all__ = [
     "reward_from_name",
     "reward_source",
 ]
+
+# What one of `reward_funcs` may be; the first kind that takes it makes the source.
+KINDS: dict[str, type[RewardSource]] = {
+    "an adapter on the policy's base": AdapterReward,
+    "a Python function": FunctionReward,
+    "a reward model": ModelReward,
+}
 
 
 @dataclass
@@ -55,6 +54,36 @@ class WeightedSum:
             ValueError: a row on which no source has an opinion, or one whose score is not finite.
         """
         return self.combine(self.parts(completions))
+
+    @property
+    def names(self) -> list[str]:
+        """What the sources are called in metrics and messages."""
+        return [source.name for source in self.sources]
+
+    @property
+    def answers_again(self) -> bool:
+        """Whether all of it may be asked once more than rollouts and evaluations do (`RewardSource.answers_again`)."""
+        return all(source.answers_again for source in self.sources)
+
+    def to(self, device: torch.device) -> None:
+        """Bring every source to the device where the run computes."""
+        for source in self.sources:
+            source.to(device)
+
+    def check_prompts(self, sets: Mapping[str, PromptSet], completion: int) -> None:
+        """Refuse prompts that a source could not read, before anything is trained.
+
+        Args:
+            sets: the prompt sets, by the name of their dataset. completion: tokens a response may have.
+        """
+        for dataset, prompts in sets.items():
+            for source in self.sources:
+                source.check_prompts(prompts, dataset, completion)
+
+    def join(self, run: RewardRun) -> None:
+        """Tell every source what a run tells them."""
+        for source in self.sources:
+            source.join(run)
 
     def parts(self, completions: Completions) -> dict[str, Tensor]:
         """Each source's own scores, by its name."""
@@ -119,8 +148,9 @@ def reward_source(
     tokenizers = _per_source(processing_classes, functions, "reward_processing_classes", None)
     tokenizers = [given if given is None else tokenizer_of(given) for given in tokenizers]
     factors = _per_source(weights, functions, "reward_weights", 1.0)
+    offer = Offer(policy_tokenizer, None, policy, max_tokens, timeout)
     pairs = zip(functions, tokenizers, strict=True)
-    sources = [_source(f, t, policy_tokenizer, max_tokens, policy, timeout) for f, t in pairs]
+    sources = [_source(given, replace(offer, tokenizer=tokenizer)) for given, tokenizer in pairs]
     return WeightedSum(_with_distinct_names(sources), [float(w) for w in factors])
 
 
@@ -133,43 +163,14 @@ def _per_source(given: Any, functions: list[Any], what: str, default: Any) -> li
     return values
 
 
-def _source(
-    function: Any, tokenizer: Any, policy_tokenizer: Any, max_tokens: int, policy: Any, timeout: float | None
-) -> RewardSource:
-    own_base = isinstance(function, str) and function.startswith(OWN_BASE)
-    function = as_name(function.removeprefix(OWN_BASE) if own_base else function)
-    if isinstance(policy, PeftModel) and not own_base and isinstance(function, str) and is_adapter(function, {}):
-        _refuse_other_tokenizer(function, tokenizer, policy_tokenizer)
-        role = add_reward_adapter(policy, function)
-        own = tokenizer or _saved_tokenizer(function) or policy_tokenizer
-        reader = Reader(own, policy_tokenizer, embeddings_of(policy), role.ends_with_eos, positions_of(policy))
-        return AdapterReward(policy, Path(function).name, role.head, role.shift, reader, max_tokens)
-    if isinstance(function, type):
-        raise TypeError(f"a reward function is a model, a path or a callable, got the class {function.__name__} itself")
-    if inspect.isroutine(function) or (callable(function) and not isinstance(function, torch.nn.Module)):
-        return FunctionReward(function, str(getattr(function, "__name__", "reward")), timeout)
-    if not isinstance(function, str | torch.nn.Module):
-        raise TypeError(f"a reward function is a model, a path or a callable, got {type(function).__name__}")
-    name = function if isinstance(function, str) else name_or_path(function.config)
-    model, is_new_head = load_reward_model(function, return_new_head=True)
-    if is_new_head:
-        raise ValueError(
-            f"{name or type(function).__name__} is a language model: it has no trained score head, and a new one gives "
-            "random scores; train a reward model from it with RewardTrainer (or recipes/reward.py) and pass that"
-        )
-    disable_dropout(model.requires_grad_(False).eval())
-    own = tokenizer or getattr(model, "trained_with", None) or _saved_tokenizer(name) or policy_tokenizer
-    return ModelReward(model, Path(name).name or "reward_model", own, policy_tokenizer, max_tokens)
-
-
-def _refuse_other_tokenizer(name: str, tokenizer: Any, policy_tokenizer: Any) -> None:
-    """On the policy's base there is one vocabulary."""
-    if tokenizer is not None and tokenizer.get_vocab() != policy_tokenizer.get_vocab():
-        raise ValueError(
-            f"the reward adapter {name} shares the policy's base and reads the policy's own token ids, but "
-            "`reward_processing_classes` gives it a tokenizer with another vocabulary; leave that out, or pass "
-            f"`{OWN_BASE}{name}` to load the adapter with a base of its own"
-        )
+def _source(given: Any, offer: Offer) -> RewardSource:
+    """A source of the first kind that takes what was passed."""
+    if isinstance(given, type):
+        raise TypeError(f"a reward function is a model, a path or a callable, got the class {given.__name__} itself")
+    for kind in KINDS.values():
+        if kind.takes(given, offer):
+            return kind.of(given, offer)
+    raise TypeError(f"a reward function is a model, a path or a callable, got {type(given).__name__}")
 
 
 def reward_from_name(name: str) -> Any:
@@ -189,14 +190,7 @@ def reward_from_name(name: str) -> Any:
     return function_from(place, function)
 
 
-def _saved_tokenizer(name: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False) if name else None
-    except (OSError, ValueError):
-        return None  # a model saved without its tokenizer: it was trained with the policy's
-
-
-def _with_distinct_names(sources: list[Any]) -> list[Any]:
+def _with_distinct_names(sources: list[RewardSource]) -> list[RewardSource]:
     seen: dict[str, int] = {}
     for source in sources:
         seen[source.name] = seen.get(source.name, 0) + 1

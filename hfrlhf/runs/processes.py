@@ -7,9 +7,10 @@ settings or on different data, in silence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import TrainingArguments
@@ -75,6 +76,12 @@ def check_same_everywhere(args: TrainingArguments, datasets: Mapping[str, Data |
             f"the processes have different data: {'; '.join(wrong_data)}. Load the same rows in the same order on each "
             "(same files, a fixed seed where you shuffle); the trainer shares them out itself"
         )
+
+
+def sums_over_processes(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
+    """Each number summed over all processes, which all take part; in float32, since some devices have no float64."""
+    here = torch.tensor(numbers, dtype=torch.float32, device=accelerator.device)
+    return [float(number) for number in accelerator.reduce(here, "sum").tolist()]
 
 
 def _differences(everyone: list[dict[str, str]]) -> list[str]:

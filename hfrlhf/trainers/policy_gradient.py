@@ -35,7 +35,7 @@ from ..data.prompts import prepare_prompts
 from ..experience import OLD_LOGPROBS, EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
 from ..learning.evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
 from ..learning.prompt_checks import check_prompts
-from ..learning.reward_checks import check_reading, ending_note
+from ..learning.reward_checks import ending_note
 from ..learning.sampler_guard import SamplerGuard
 from ..learning.start_checks import check_roles
 from ..models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, with_adapter
@@ -54,20 +54,21 @@ from ..reporting.policy_card import policy_card
 from ..reporting.progress import show_on_bar
 from ..reporting.start_report import start_report, warn_of_warm_up
 from ..rewards.completions import completions_of
-from ..rewards.sources import Completions, FunctionReward, reward_source
+from ..rewards.notes import RewardNotes
+from ..rewards.source import RewardRun
+from ..rewards.sources import Completions, reward_source
 from ..rollout.contract import Generator, Sampling
 from ..rollout.generators import check_generator, generator_of, sample
 from ..runs.agreement import together
 from ..runs.checkpoints import model_settings
 from ..runs.guard import check_kl
-from ..runs.processes import check_same_everywhere, check_strategy, fingerprint
+from ..runs.processes import check_same_everywhere, check_strategy, fingerprint, sums_over_processes
 from ..runs.state import ExtraState
 from ..settings.algorithm_checks import check_value_model
 from ..settings.declarations import resumed_settings
 from ..settings.old_names import POLICY_ARGUMENTS
 from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.unknown_names import checks_names
-from .reward_functions import hand_over
 from .rollout_loop import Cycle, RolloutLoop
 from .run_trainer import RunTrainer
 from .saving_checks import check_saving
@@ -97,8 +98,7 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
             trains, the trainer's own heads and adapters too, so a class with its settings is the simpler way.
         peft_config: train this adapter instead of all weights; the reference is then the policy with its adapter off.
         quantization_config: load the policy quantised (needs `peft_config`).
-        generator: who samples the responses, in place of the one that `args.generator` names: any object with
-            `generate(model, prompts, address) -> Rollout` (`rollout/contract.py`).
+        generator: who samples, in place of `args.generator`: any object with `generate` (`rollout/contract.py`).
 
     Raises:
         TypeError, ValueError: at construction, for input that cannot work; the message says what was passed and what
@@ -172,10 +172,11 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
         self.strategy.check()
         self.strategy.check_own_rates()
         prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
-        check_reading(self.reward.sources, prompts, args.max_completion_length)
+        self.reward.check_prompts(prompts, args.max_completion_length)
         rows = {name: these.rows for name, these in prompts.items()}
         check_same_everywhere(args, {"tokens of the train prompts": self.prompts.ids} | rows)
-        self.notes = hand_over(self, rows)
+        self.notes = RewardNotes(lambda: self.state)  # a resume puts another state in its place
+        self.reward.join(RewardRun(rows, self.notes, partial(together, self.accelerator)))
         stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
         if stop is None:
             raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
@@ -186,16 +187,14 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
         self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
         self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
         self.moments = RunningMoments()
-        for source in [self.reference, *self.reward.sources]:
-            if hasattr(source, "model") and not getattr(source.model, "is_quantized", False):
-                source.model.to(args.device)
+        for part in (self.reference, self.reward):
+            part.to(args.device)
         if "gradient_norms" in self.algorithm.needs:
             self.strategy.check_whole(args.algorithm, "a gradient per response")
         if self.algorithm.critic == "Q":
             self.strategy.check_whole(args.algorithm, "single rows of the Q head, so")
-        self.sampler_guard = SamplerGuard(
-            mismatch_bound(self.model.policy, args.bf16 or args.fp16), args.max_skipped_updates
-        )
+        bound = mismatch_bound(self.model.policy, args.bf16 or args.fp16)
+        self.sampler_guard = SamplerGuard(bound, args.max_skipped_updates)
         show_on_bar(self, short_names())
         self.start_loop()
         self._check_saving()
@@ -214,10 +213,9 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
     def try_roles(self) -> None:
         """What is assumed of the models, tried once, where they compute: some come there with the training."""
         if not self.roles_tried:
-            judges = [source for source in self.reward.sources if not isinstance(source, FunctionReward)]
             read = partial(self.describe, prompts=self.prompts)
             half = self.args.bf16 or self.args.fp16
-            models = self.unwrapped(), self.reference, judges
+            models = self.unwrapped(), self.reference, self.reward.sources
             check_roles(*models, read, self.prompts, half, self.accelerator.autocast)
         self.roles_tried = True
 
@@ -232,13 +230,15 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
             with timed(self.metrics, "time/score"):
                 completions = self.describe(rollout, self.prompts)
                 scores, parts = self.score(completions)
-                self.first_note = ending_note(self, completions, parts)
+                if self.state.global_step == 0:
+                    total, penalty = partial(sums_over_processes, self.accelerator), self.args.missing_eos_penalty
+                    self.first_note = ending_note(self.reward.sources, completions, parts, penalty, total)
                 evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
         self.samples = completions.examples(scores, 4, self.notes.columns)
         self.metrics.update(self.notes.means())
         seen = self.gather(evaluated)
         self.sampler_guard.look(sampler_mismatch(seen), self.state.global_step)
-        self.equal_scores.look(self, seen.parts)
+        self.equal_scores.look(self.reward.names, seen.parts, self.samples, self.is_world_process_zero())
         return self.shape_and_estimate(seen)
 
     def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
@@ -303,8 +303,7 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
         psi = PSI[self.algorithm.psi](shaped, seen.values, mask, self.psi_options(seen))
         returns = CRITIC_TARGETS[self.algorithm.critic](psi, shaped, seen.values, mask, args.gamma)
         advantages = masked_whiten(psi, mask) if args.whiten_advantages else psi
-        sources = [source.name for source in self.reward.sources]
-        self.metrics.update(rollout_metrics(seen, rewards, self.kl_coef.coef, sources))
+        self.metrics.update(rollout_metrics(seen, rewards, self.kl_coef.coef, self.reward.names))
         if self.algorithm.critic:
             self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
         check_start(self, seen)

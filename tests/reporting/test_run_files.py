@@ -118,15 +118,12 @@ def test_reward_functions_are_called_for_rollouts_and_evaluations_alone(tiny_mod
 def test_a_reward_model_that_fails_on_the_last_samples_spoils_no_run(tiny_model_folder, tmp_path):
     judge = LlamaForSequenceClassification.from_pretrained(tiny_model_folder, num_labels=1)
     built = trainer(str(tiny_model_folder), tmp_path, reward_funcs=judge)
-    score = built.reward.sources[0]
 
-    def until_the_end(completions):
+    def until_the_end(*_):
         if built.state.global_step == 4:
             raise MemoryError("no room left")
-        return score(completions)
 
-    until_the_end.name = score.name
-    built.reward.sources[0] = until_the_end
+    judge.model.register_forward_pre_hook(until_the_end)
     built.train()
     assert built.state.global_step == 4
     assert [row["score after"] for row in built.comparison.rows] == [None] * 4

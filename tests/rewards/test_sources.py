@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import dataclasses
 import math
@@ -12,8 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import hfrlhf
 from hfrlhf.experience import Rollout, chunks_by_length, left_aligned
-from hfrlhf.rewards.sources import Completions, reward_from_name, reward_source
+from hfrlhf.rewards.sources import KINDS, Completions, RewardSource, reward_from_name, reward_source
+from tests.trainers.helpers import reward, trainer, training_logs
 
 
 def completions_of(tokenizer, prompts: list[str], answers: list[str]) -> Completions:
@@ -264,6 +267,54 @@ def test_a_path_is_a_name(completions, tokenizer, reward_folder):
     source = reward_source(Path(reward_folder), tokenizer)
     assert source.sources[0].name == "rm"
     assert torch.equal(source(completions), reward_source(reward_folder, tokenizer)(completions))
+
+
+@dataclasses.dataclass
+class Wordy(RewardSource):
+    """A kind of source of somebody else's: so many points a word."""
+
+    points: float
+    name: str = "wordy"
+    joined: tuple[str, ...] = ()
+    answers_again = True
+
+    @classmethod
+    def takes(cls, given, offer):
+        return isinstance(given, float)
+
+    @classmethod
+    def of(cls, given, offer):
+        return cls(given)
+
+    def __call__(self, completions):
+        return torch.tensor([self.points * len(text.split()) for text in completions.completions])
+
+    def join(self, run):
+        self.joined = tuple(run.datasets)
+
+
+def test_a_new_kind_is_a_class_and_a_row(tiny_model_folder, tmp_path, monkeypatch):
+    """It is made, told of the run, tried, shown, weighed, and scores the samples compared at the end."""
+    monkeypatch.setitem(KINDS, "points a word", Wordy)
+    short = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_steps": 1}
+    both = {"reward_funcs": [0.5, reward], "reward_weights": [2.0, 0.0]}
+    built = trainer(str(tiny_model_folder), tmp_path, **both, **short)
+    assert built.reward.sources[0] == Wordy(0.5, joined=("train dataset",))
+    alone = trainer(str(tiny_model_folder), tmp_path / "alone", reward_funcs=0.5, **short)
+    for one in (built, alone):
+        one.train()
+    log = training_logs(built)[0]
+    assert log["objective/score"] == pytest.approx(2 * log["reward/wordy"]) and log["reward/wordy"] > 0
+    assert [row["score after"] for row in built.comparison.rows] == [None] * 4, "a function among them is not asked"
+    for row in alone.comparison.rows:
+        assert row["score after"] == 0.5 * len(row["after"].split())
+
+
+@pytest.mark.parametrize("room", ["trainers", "learning", "reporting"])
+def test_no_room_above_asks_which_kind_a_source_is(room):
+    for file in Path(hfrlhf.__file__).with_name(room).glob("*.py"):
+        named = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+        assert not named & {kind.__name__ for kind in KINDS.values()}, file
 
 
 def test_an_async_function_where_a_loop_already_runs(completions, tokenizer):

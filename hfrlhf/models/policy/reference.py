@@ -18,6 +18,7 @@ from ..adapters import REFERENCE_ADAPTER, adapter
 from ..anatomy.dropout import disable_dropout
 from ..anatomy.names import as_name
 from ..anatomy.vocabulary import check_same_tokens
+from ..quantization import is_quantized
 from ..reward.head import backbone_of
 from .loading import load_policy, naming
 from .response_states import ResponseStates, causal_lm
@@ -40,6 +41,11 @@ class Reference:
     active: Callable[[], AbstractContextManager] = nullcontext
     exact: bool = True
     vocabulary: int | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Bring the model to where the run computes; a quantised one is where it was loaded."""
+        if not is_quantized(self.model):
+            self.model.to(device)
 
     @torch.no_grad()
     def logprobs(self, rollout: Rollout, temperature: float) -> Tensor:
