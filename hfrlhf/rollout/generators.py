@@ -16,7 +16,9 @@ from .contract import Generator, KeepsWeights, Sampling, TakesSampling, check_ro
 from .generation import TransformersGenerator
 
 # By the setting `generator`: what makes one for a run.
-GENERATORS: dict[str, Callable[[Sampling], Generator]] = {"transformers": TransformersGenerator.of}
+GENERATORS: dict[str, Callable[[Sampling], Generator]] = {
+    "transformers": TransformersGenerator.of,
+}
 
 
 def check_generator(given: Any, name: str) -> None:
