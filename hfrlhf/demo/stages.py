@@ -79,7 +79,7 @@ def train_reward_model(folder: Path, sft: Path, pairs: Dataset, test_pairs: Data
     """
     args = RewardConfig(output_dir=str(folder), seed=settings["seed"], **OURS, **settings["reward"])
     trainer = RewardTrainer(model=str(sft), args=args, train_dataset=pairs, eval_dataset=test_pairs)
-    trainer.interruption.can_resume = False
+    trainer.interruption.say_nothing_of_resuming()
     trainer.train()
     trainer.save_model()
     return trainer.evaluate()["eval_accuracy"]
@@ -103,7 +103,7 @@ def train_policy(
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
     )
     trainer.card["example"] = prompts[0]
-    trainer.interruption.can_resume = False
+    trainer.interruption.say_nothing_of_resuming()
     trainer.train()
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -26,6 +26,8 @@ from ..reporting.screen import RunWarning
 OWN_GROUPS = ("params", "model", "optimizer_dict")
 # An optimiser's class (or a factory) and its settings.
 Factory = tuple[Any, dict[str, Any]]
+# An optimiser and its schedule, or a factory; what was not passed is None.
+Passed = tuple[tuple[Any, Any], Factory | None]
 # Parameter groups for a learning rate and a weight decay.
 Groups = Callable[[float, float], list[dict[str, Any]]]
 
@@ -40,7 +42,23 @@ def is_class(optimizer: object) -> bool:
     return isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
 
 
-def settled(optimizers: Any, given: Any) -> tuple[tuple[Any, Any], Factory | None]:
+def checked(optimizers: Any, given: Any, model: nn.Module, trains: Mapping[str, nn.Parameter], args: Any) -> Passed:
+    """What was passed as an optimiser, as `settled` has it; refused where it cannot train the model.
+
+    Args:
+        optimizers, given: as `settled`. trains: the parameters that the optimiser has to move, by name.
+
+    Raises:
+        TypeError, ValueError: as `settled`, `check_holds` and `check_own_rates_unset`.
+    """
+    passed = settled(optimizers or (None, None), given)
+    if passed[0][0] is not None:
+        check_holds(passed[0][0], model, trains)
+        check_own_rates_unset(args)
+    return passed
+
+
+def settled(optimizers: Any, given: Any) -> Passed:
     """The pair (optimiser, schedule) and the pair (class, settings) of what was passed; one of them is empty.
 
     Args:
@@ -207,9 +225,10 @@ def has_modes(optimizer: Any) -> bool:
 
 
 def follow_schedule(optimizer: Any, schedule: Any) -> None:
-    """Give an optimiser that came back from a checkpoint the rates of its new schedule.
+    """Give an optimiser the rates of its schedule, now.
 
-    It came back with the old schedule's rate, which the next step would still have used.
+    Where a run goes on with a schedule of another length, the optimiser came back from the checkpoint with the old
+    one's rates, which the next step would still have used.
     """
     if not isinstance(schedule, LambdaLR):
         return

@@ -214,3 +214,15 @@ class PairsRun(Protocol):
 
     def planned_steps(self) -> int:
         """Optimiser steps of the whole run."""
+
+
+class JudgedPairs(PairsRun, Protocol):
+    """The training of a reward model, with what it has said so far."""
+
+    @property
+    def state(self) -> TrainerState:
+        """Step and log."""
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a recipe knows and the model card should say: fields of `CardFacts`."""

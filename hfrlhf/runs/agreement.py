@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from ..models.libraries import gather_object
 from ..models.sharding import strategy_of
+from ..reporting.screen import say
 
 T = TypeVar("T")
 
@@ -49,6 +50,11 @@ class Agreement:
     def exchanges_while_it_writes(self) -> bool:
         """Whether the processes talk to each other within a save, each of them writing its piece."""
         return strategy_of(self.accelerator).in_pieces
+
+    def say(self, text: str) -> None:
+        """Show it on the screen, once."""
+        if self.is_first:
+            say(text)
 
     def from_all(self, said: T) -> list[T]:
         """What each process says, in their order; all wait for all."""

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from peft import PeftModel
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 from transformers.utils import logging
 
 from ..models.quantization import quantization_of
@@ -172,6 +172,13 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None, just_se
     return gone
 
 
-def write_training_args(args: TrainingArguments, folder: Path) -> None:
+class Settings(Protocol):
+    """Training arguments as far as they can be written."""
+
+    def to_json_string(self) -> str:
+        """As JSON, without tokens."""
+
+
+def write_training_args(args: Settings, folder: Path) -> None:
     """The settings of the run as JSON, without tokens, where the Trainer would write a pickle."""
     (folder / "training_args.json").write_text(args.to_json_string() + "\n", encoding="utf-8")

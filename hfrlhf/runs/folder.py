@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"it has no {MANIFEST}: it was not finished, or is not of this package, and nothing vouches for its files"
         )
     try:
-        body = json.loads(path.read_bytes())
+        body: dict[str, Any] = json.loads(path.read_bytes())
         sealed = body.pop("seal")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its {MANIFEST} cannot be read ({error})") from None

@@ -50,8 +50,8 @@ def check_metrics(
     args: TrainingArguments,
     eval_dataset: object,
     names: Sequence[str],
-    callbacks: Iterable[TrainerCallback],
     evaluate: Callable[..., Any],
+    callbacks: Sequence[TrainerCallback],
 ) -> None:
     """Refuse a metric to choose or to stop by that no evaluation will have.
 
@@ -62,7 +62,6 @@ def check_metrics(
     Raises:
         ValueError: the message says what to set, or which metrics there are.
     """
-    callbacks = list(callbacks)
     check_best_metric(args, eval_dataset, names, [evaluate, *(callback.on_evaluate for callback in callbacks)])
     check_early_stopping(args, callbacks, names)
 

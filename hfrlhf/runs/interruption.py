@@ -79,6 +79,10 @@ class Interruption(TrainerCallback):
         self.launcher: int | None = None  # the process that waits for this one
         self.can_resume = True  # whether the script knows how to go on from a checkpoint
 
+    def say_nothing_of_resuming(self) -> None:
+        """For a script that cannot go on from a checkpoint: how to is no word of its end."""
+        self.can_resume = False
+
     def __enter__(self) -> None:
         """Listen; in another thread than the main one Python allows no handlers."""
         self.received = self.stopped_at = None

@@ -78,8 +78,9 @@ class Resuming:
         for name in names:
             reason = self.why_not(run / name)
             if reason is None:
-                if skipped and self.agreement.is_first:
-                    say("\n".join([*skipped, f"resuming from {run / name}, the newest checkpoint that is whole"]))
+                if skipped:
+                    found = f"resuming from {run / name}, the newest checkpoint that is whole"
+                    self.agreement.say("\n".join([*skipped, found]))
                 return run / name
             skipped.append(f"skipped {run / name}: {reason}")
         if not skipped:
@@ -92,8 +93,8 @@ class Resuming:
 
     def _name_later_ones(self, checkpoint: Path) -> None:
         later = [path for path in checkpoints_in(checkpoint.parent) if step_of(path) > step_of(checkpoint) >= 0]
-        if later and self.agreement.is_first:
-            say(
+        if later:
+            self.agreement.say(
                 f"{checkpoint.parent} also holds {', '.join(path.name for path in reversed(later))}, of later steps; "
                 "this run replaces each when it comes to its step. Until then `resume_from_checkpoint=True` would take "
                 "the last of them that is whole"

@@ -48,9 +48,9 @@ from ..models.policy.loading import load_policy, load_tokenizer, load_value_mode
 from ..models.policy.reference import make_reference
 from ..models.policy.score_gradients import score_gradient_sq_norms
 from ..models.savable import repair_generation_config
+from ..reporting.cards import policy_card
 from ..reporting.metrics import check_start, kl_per_response, rollout_metrics, sampler_mismatch, short_names, timed
 from ..reporting.model_card import CardFacts
-from ..reporting.policy_card import policy_card
 from ..reporting.progress import show_on_bar
 from ..reporting.start_report import start_report, warn_of_warm_up
 from ..rewards.completions import completions_of
@@ -71,7 +71,6 @@ from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.unknown_names import checks_names
 from .rollout_loop import Cycle, RolloutLoop
 from .run_trainer import RunTrainer
-from .saving_checks import check_saving
 from .trainer_checks import check_trainer
 
 
@@ -208,7 +207,7 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
             repair_generation_config(models.policy)
         adapters = [POLICY_ADAPTER, *([VALUE_ADAPTER] if models.has_value_adapter else [])]
         roles = {"policy": models.policy, "value model": models.value_model}
-        check_saving(roles, self.processing_class, self.args, self.card_facts, self.accelerator, adapters)
+        self.check_saving(roles, adapters)
 
     def try_roles(self) -> None:
         """What is assumed of the models, tried once, where they compute: some come there with the training."""

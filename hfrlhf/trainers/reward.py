@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction
@@ -24,13 +23,14 @@ from transformers import EvalPrediction
 from ..core.preference_losses import pairwise_loss
 from ..data.preferences import IDS, REPEATED, PairCollator, counted_pairs, pad_right
 from ..evaluation.pairwise_accuracy import score_metrics
-from ..models.adapters import POLICY_ADAPTER
 from ..models.anatomy.forward import forward_flags
 from ..models.anatomy.sizes import embeddings_of
-from ..models.libraries import gather_object, keep_columns
+from ..models.libraries import keep_columns
 from ..models.policy.loading import load_tokenizer
-from ..models.reward.scoring import fold_normalization, reward_shift_of, save_adapter_settings, with_padding_token
-from ..models.saved_weights import load_adapter_weights, load_weights
+from ..models.reward.scoring import fold_normalization, reward_shift_of, with_padding_token
+from ..models.reward.training import longest_input, save_reward_model, trainable_reward_model
+from ..models.saved_weights import load_policy_weights
+from ..reporting.cards import reward_card
 from ..reporting.model_card import CardFacts
 from ..reporting.run_files import files_of_pairs
 from ..reporting.start_report import reward_report
@@ -43,10 +43,8 @@ from ..settings.old_names import REWARD_ARGUMENTS
 from ..settings.reward import RewardConfig
 from ..settings.unknown_names import checks_names
 from .callbacks import LastStepLog
-from .reward_data import PairReader, training_order, without_repeated
-from .reward_setup import longest_input, reward_card, trainable_reward_model
+from .reward_data import PairReader, PairTally, inspected, spread, training_order, without_repeated
 from .run_trainer import RunTrainer
-from .saving_checks import check_saving
 from .trainer_checks import check_settings_class
 
 logger = logging.getLogger(__name__)
@@ -97,17 +95,17 @@ class RewardTrainer(RunTrainer):
         check_settings_class(args, RewardConfig, RewardConfig, type(self).__name__)
         model = str(model) if isinstance(model, Path) else model
         tokenizer = load_tokenizer(processing_class, model)
-        reward_model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)
-        vocabulary = embeddings_of(reward_model)
+        model = trainable_reward_model(model, tokenizer, args, peft_config, quantization_config)
+        vocabulary = embeddings_of(model)
         tokenizer = with_padding_token(tokenizer, vocabulary)
-        reward_model.trained_with = tokenizer  # so that PPO in the same process reads as this training does
-        self.pairs = PairReader(tokenizer, vocabulary, longest_input(args.max_length, reward_model))
-        self._seen: list[Tensor] = []  # pairs, right ones and sum of margins of each micro-batch since the last log
+        model.trained_with = tokenizer  # so that PPO in the same process reads as this training does
+        self.pairs = PairReader(tokenizer, vocabulary, longest_input(args.max_length, model))
+        self.tally = PairTally()
         self._batches: list[dict[str, Tensor]] = []  # of the optimiser step in progress
         super().__init__(
-            model=reward_model,
+            model=model,
             args=args,
-            data_collator=PairCollator(reward_model.config.get_text_config().pad_token_id),
+            data_collator=PairCollator(model.config.get_text_config().pad_token_id),
             train_dataset=self.pairs.read(train_dataset, "train"),
             eval_dataset=self.pairs.read(eval_dataset, "eval"),
             processing_class=tokenizer,
@@ -122,7 +120,7 @@ class RewardTrainer(RunTrainer):
         check_strategy(self.accelerator, args)
         self.strategy.check()
         check_same_everywhere(args, {"train dataset": self.train_dataset, "eval dataset": self.eval_dataset})
-        check_saving({"reward model": self.unwrapped()}, tokenizer, args, self.card_facts, self.accelerator)
+        self.check_saving({"reward model": self.unwrapped()})
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -162,18 +160,13 @@ class RewardTrainer(RunTrainer):
 
     def batch_for_inspection(self) -> Batch:
         """The micro-batches of the step, and their texts."""
-        everyone = gather_object([[{k: v.cpu() for k, v in batch.items()} for batch in self._batches]])
-        named = {f"process {p}, batch {i}": batch for p, mine in enumerate(everyone) for i, batch in enumerate(mine)}
-        tensors = {f"{place}/{name}": tensor for place, batch in named.items() for name, tensor in batch.items()}
-        decode = self.processing_class.batch_decode
-        texts = {place: decode(batch["input_ids"], skip_special_tokens=True) for place, batch in named.items()}
-        return tensors, {"texts": texts}
+        return inspected(self._batches, self.processing_class)
 
     # ---- The objective ------------------------------------------------------------------------------------------
 
     def scores(self, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B] float32 scores of right-padded rows, through the model's own forward: any wrapper around it works."""
-        flags = forward_flags(self.accelerator.unwrap_model(self.model), use_cache=False)
+        flags = forward_flags(self.unwrapped(), use_cache=False)
         logits = model(input_ids=input_ids, attention_mask=attention_mask, **flags).logits
         return logits.squeeze(-1).float() - reward_shift_of(self.model)
 
@@ -195,7 +188,7 @@ class RewardTrainer(RunTrainer):
         if REPEATED in inputs:  # the sum of no losses still has a backward, in which the other processes take part
             chosen, rejected, losses = chosen[:0], rejected[:0], losses[:0]
         pairs = len(losses) * self.accelerator.num_processes if num_items_in_batch is None else num_items_in_batch
-        self._seen.append(_summary(chosen.detach(), rejected.detach()))
+        self.tally.add(chosen.detach(), rejected.detach())
         # Data-parallel wrappers average over the processes what is to be a sum.
         loss = losses.sum() / pairs * self.accelerator.num_processes
         return (loss, {"chosen": chosen, "rejected": rejected}) if return_outputs else loss
@@ -207,10 +200,8 @@ class RewardTrainer(RunTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add accuracy and margin of the pairs trained on since the last log."""
-        if "loss" in logs and self._seen:
-            pairs, right, margins = self.accelerator.reduce(torch.stack(self._seen).sum(0), "sum").tolist()
-            logs |= {"accuracy": right / pairs, "margin": margins / pairs}
-            self._seen.clear()
+        if "loss" in logs:
+            logs |= self.tally.drain(self.accelerator)
         super().log(logs, start_time)
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------
@@ -267,7 +258,7 @@ class RewardTrainer(RunTrainer):
         if std is not None and std < SMALLEST_STD:
             logger.warning("all chosen responses score the same (spread %.1e): the scores are shifted, not scaled", std)
             std = None
-        fold_normalization(self.accelerator.unwrap_model(self.model), float(scores.mean()), std)
+        fold_normalization(self.unwrapped(), float(scores.mean()), std)
 
     @torch.no_grad()
     def reference_scores(self) -> Tensor:
@@ -275,9 +266,7 @@ class RewardTrainer(RunTrainer):
 
         Every process scores all of them: each needs the result, and where weights are sharded each must take part.
         """
-        pairs = self.train_dataset
-        rows = torch.linspace(0, len(pairs) - 1, min(len(pairs), REFERENCE_ROWS)).long().tolist()
-        chosen = sorted(pairs.select(rows)["chosen_ids"][:], key=len)
+        chosen = spread(self.train_dataset, REFERENCE_ROWS)
         size = self.args.eval_batch_size
         model = self.model_wrapped
         self.optimizer_mode("eval")
@@ -292,7 +281,7 @@ class RewardTrainer(RunTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint's config says how to read it: with the shift of its own scores. Its weights, and the scores the
         training goes on with, stay as they are."""
-        config = self.accelerator.unwrap_model(self.model).config
+        config = self.unwrapped().config
         before = reward_shift_of(self.model)
         if self.args.normalize_scores is not None:
             config.reward_shift = before + float(self.reference_scores().mean())
@@ -309,7 +298,7 @@ class RewardTrainer(RunTrainer):
 
     def begin(self) -> None:
         """No numbers are left of a run before this one."""
-        self._seen.clear()
+        self.tally = PairTally()
 
     def shared_settings(self) -> dict[str, Any]:
         """Those that decide on pairs, batches and what the adapter is."""
@@ -323,34 +312,20 @@ class RewardTrainer(RunTrainer):
 
     def extra_state(self) -> ExtraState:
         """What the next log will show of the steps since the last one, of each process."""
-        return ExtraState({"pending": self.agreement.from_all([seen.tolist() for seen in self._seen])})
+        return ExtraState({"pending": self.agreement.from_all(self.tally.state())})
 
     def restore(self, state: ExtraState) -> None:
         """Each process its own part."""
-        seen = state.facts["pending"][self.args.process_index]
-        self._seen = [torch.tensor(row, dtype=torch.float64, device=self.args.device) for row in seen]
+        self.tally.restore(state.facts["pending"][self.args.process_index], self.args.device)
 
     def save_weights(self, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
         """The model, or its adapter and head."""
-        model = self.unwrapped()
-        model.save_pretrained(folder, state_dict=state_dict)
-        if isinstance(model, PeftModel):
-            save_adapter_settings(model, folder)
+        save_reward_model(self.unwrapped(), folder, state_dict)
 
     def load_weights(self, checkpoint: Path) -> None:
         """All of them."""
-        model = self.unwrapped()
-        if isinstance(model, PeftModel):
-            load_adapter_weights(model, checkpoint, POLICY_ADAPTER)
-        else:
-            load_weights(model, checkpoint)
+        load_policy_weights(self.unwrapped(), checkpoint)
 
     def card_facts(self) -> CardFacts:
         """What pairs, settings and log say."""
         return reward_card(self)
-
-
-def _summary(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """[3] pairs, pairs preferred rightly (ties ½), sum of margins."""
-    right = (chosen > rejected).double() + (chosen == rejected).double() / 2
-    return torch.stack([torch.ones_like(right), right, (chosen - rejected).double()], -1).sum(0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..data.ordering import EpochOrder, grouped_by_length, rows_left, shuffled
 from ..data.preferences import IDS, batch_size, first_pairs, prepare_pairs
 from ..models.anatomy.vocabulary import check_ids
+from ..models.libraries import gather_object
+from ..runs.guard import Batch
 from ..settings.reward import RewardConfig
 
 
@@ -77,6 +81,12 @@ def training_order(args: RewardConfig, pairs: Any, epoch: Callable[[], int]) -> 
     return None if order is None else EpochOrder(len(pairs), order, epoch)
 
 
+def spread(pairs: Any, count: int) -> list[list[int]]:
+    """The chosen responses of at most so many pairs, evenly spread over all of them, the shortest first."""
+    rows = torch.linspace(0, len(pairs) - 1, min(len(pairs), count)).long().tolist()
+    return sorted(pairs.select(rows)["chosen_ids"][:], key=len)
+
+
 def without_repeated(batch: dict[str, Tensor], pairs: int, args: RewardConfig) -> dict[str, Tensor]:
     """The last micro-batch of an epoch without the pairs that fill it up.
 
@@ -87,3 +97,42 @@ def without_repeated(batch: dict[str, Tensor], pairs: int, args: RewardConfig) -
         batch: of this process. pairs: of the epoch.
     """
     return first_pairs(batch, rows_left(pairs, batch_size(batch), args.world_size, args.process_index))
+
+
+def inspected(batches: Sequence[Mapping[str, Tensor]], tokenizer: Any) -> Batch:
+    """The micro-batches of a step of all processes, and their texts; each process comes here with its own."""
+    everyone = gather_object([[{k: v.cpu() for k, v in batch.items()} for batch in batches]])
+    named = {f"process {p}, batch {i}": batch for p, mine in enumerate(everyone) for i, batch in enumerate(mine)}
+    tensors = {f"{place}/{name}": tensor for place, batch in named.items() for name, tensor in batch.items()}
+    texts = {
+        place: tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True) for place, batch in named.items()
+    }
+    return tensors, {"texts": texts}
+
+
+class PairTally:
+    """How the pairs were judged since the last log: accuracy and margin, over all processes."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []  # [3] of each micro-batch: pairs, right ones (ties ½), sum of margins
+
+    def add(self, chosen: Tensor, rejected: Tensor) -> None:
+        """Scores of a micro-batch."""
+        right = (chosen > rejected).double() + (chosen == rejected).double() / 2
+        self.seen.append(torch.stack([torch.ones_like(right), right, (chosen - rejected).double()], -1).sum(0))
+
+    def drain(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means, after which nothing is left; all processes come here."""
+        if not self.seen:
+            return {}
+        pairs, right, margins = accelerator.reduce(torch.stack(self.seen).sum(0), "sum").tolist()
+        self.seen = []
+        return {"accuracy": right / pairs, "margin": margins / pairs}
+
+    def state(self) -> list[list[float]]:
+        """What JSON can hold of it."""
+        return [seen.tolist() for seen in self.seen]
+
+    def restore(self, state: list[list[float]], device: torch.device) -> None:
+        """Go on from what `state` gave."""
+        self.seen = [torch.tensor(row, dtype=torch.float64, device=device) for row in state]

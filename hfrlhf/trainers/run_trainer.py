@@ -22,12 +22,12 @@ from transformers.utils import logging
 from ..learning import optimizer as duties
 from ..models.libraries import TrainOutput, losses_of, set_losses
 from ..models.quiet import quietly
+from ..models.savable import check_savable
 from ..models.sharding import in_pieces, strategy_of
 from ..reporting.model_card import CardFacts, write_model_card
 from ..reporting.progress import lines_above_bar
 from ..reporting.run_files import RunFiles
-from ..reporting.screen import say
-from ..runs.agreement import Agreement
+from ..runs.agreement import Agreement, together
 from ..runs.checkpoints import best_by_name, check_output_dir, check_output_path, saved_state, write_training_args
 from ..runs.guard import Batch, UpdateGuard
 from ..runs.input_checks import check_callbacks, check_evaluation, check_metrics
@@ -43,9 +43,7 @@ logger = logging.get_logger(__name__)
 class RunTrainer(Trainer):
     """Trains, resumes, saves and stops as every trainer of this package does.
 
-    Args:
-        model, args, callbacks, eval_dataset, optimizers, optimizer_cls_and_kwargs: as for `transformers.Trainer`.
-        stock: what else goes to it.
+    Args: as for `transformers.Trainer`, by name.
 
     Raises:
         TypeError, ValueError: callbacks that are none; evaluations or a best metric that cannot be; an optimiser that
@@ -75,18 +73,14 @@ class RunTrainer(Trainer):
         **stock: Any,
     ) -> None:
         check_output_path(str(args.output_dir))
-        callbacks = check_callbacks(callbacks)
         check_evaluation(args, eval_dataset)
-        pair, self.given_optimizer = duties.settled(optimizers or (None, None), optimizer_cls_and_kwargs)
-        if pair[0] is not None:
-            duties.check_holds(pair[0], model, self.moved_by_optimizer(model))
-            duties.check_own_rates_unset(args)
-        stock |= {"callbacks": callbacks, "eval_dataset": eval_dataset, "optimizers": pair}
-        super().__init__(model=model, args=args, **stock)
+        stock |= {"eval_dataset": eval_dataset, "callbacks": check_callbacks(callbacks)}
+        moved = self.moved_by_optimizer(model)
+        pair, self.given_optimizer = duties.checked(optimizers, optimizer_cls_and_kwargs, model, moved, args)
+        super().__init__(model=model, args=args, optimizers=pair, **stock)
         self.strategy = strategy_of(self.accelerator)
-        check_metrics(
-            args, eval_dataset, self.evaluation_metric_names(), self.callback_handler.callbacks, self.evaluate
-        )
+        names = self.evaluation_metric_names()
+        check_metrics(args, eval_dataset, names, self.evaluate, self.callback_handler.callbacks)
         # What `optim` names is looked up, so that what is not installed is heard of here and not in train(). A subclass
         # from outside may have its own way to say which optimiser it is, and need more than there is by now.
         if pair[0] is None and type(self).get_optimizer_cls_and_kwargs.__module__.startswith("hfrlhf."):
@@ -147,11 +141,7 @@ class RunTrainer(Trainer):
         return super().training_step(model, inputs, items)
 
     def end_of_step(self, loss: float) -> bool:
-        """After the last backward of an optimiser step; whether it has gradients that the guard should look at.
-
-        Args:
-            loss: of the whole step on this process.
-        """
+        """After a step's last backward, with its loss here; whether it has gradients that the guard should look at."""
         return True
 
     # ---- A run --------------------------------------------------------------------------------------------------
@@ -174,16 +164,12 @@ class RunTrainer(Trainer):
                 check_output_dir(str(self.args.output_dir), self.trainings > 0)
             elif saved_state(checkpoint)["global_step"] >= self.planned_steps():
                 return self._finished(checkpoint)
-            self._say(self.start_report())
+            self.agreement.say(self.start_report())
             self.trainings += 1
             self._step_loss, self._skipped = 0.0, 0
             self.begin()
             with self.interruption, self.files.kept(), lines_above_bar():
                 return self.files.results(super().train(checkpoint, *args, **kwargs))
-
-    def _say(self, text: str) -> None:
-        if self.is_world_process_zero():
-            say(text)
 
     def _finished(self, checkpoint: str) -> TrainOutput:
         """A run that is complete is only loaded: the stock loop would take one more step."""
@@ -334,8 +320,23 @@ class RunTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.save_weights(folder, state_dict if sharded else None)
         self.processing_class.save_pretrained(folder)
+        self._describe(folder)
+
+    def _describe(self, folder: Path) -> None:
         write_training_args(self.args, folder)
         write_model_card(folder, self.card_facts())
+
+    def check_saving(self, models: dict[str, Any], adapters: list[str] | None = None) -> None:
+        """Try what saving will do: nobody should hear at the end of a run that its model cannot be written.
+
+        Args:
+            models: by their roles, as messages name them. adapters: the names of those that are saved; None for all.
+
+        Raises:
+            ValueError: it would fail.
+        """
+        with together(self.accelerator):
+            check_savable(models, self.processing_class, [self._describe], adapters)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write our card where the Trainer, on a push, would write its own."""
@@ -362,17 +363,14 @@ class RunTrainer(Trainer):
             self.load_weights(Path(str(self.state.best_model_checkpoint)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Beside optimiser and schedule: the trainer's own state, and the rates of a run that is now of other length.
-
-        Not with the generators' state: on a resume in the middle of an epoch the Trainer reads that one too late, when
-        the first batch has been asked for.
-        """
+        """Beside optimiser and schedule: the trainer's own state, and the rates of a run that has a new length."""
+        # Not with the generators' state: in the middle of an epoch the Trainer reads that after the first batch.
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         planned, now = saved_state(checkpoint)["max_steps"], self.state.max_steps
         if planned != now:
-            self._say(
+            self.agreement.say(
                 f"{checkpoint}: the run was planned for {planned:,} steps and goes on with the schedule of {now:,}"
             )
             duties.follow_schedule(self.optimizer, self.lr_scheduler)

@@ -64,7 +64,7 @@ class Trials:
             marked = dataclasses.replace(self.cycle.experience, scores=scores)
             built.cycle = dataclasses.replace(self.cycle, experience=marked)
         else:
-            built._seen = [torch.tensor([trial, 0.0, 0.0], dtype=torch.float64)]
+            built.tally.seen = [torch.tensor([trial, 0.0, 0.0], dtype=torch.float64)]
 
     def load(self, checkpoint: str) -> int:
         """Load a checkpoint as a resume does; the one trial that all of it belongs to."""
@@ -80,7 +80,7 @@ class Trials:
         torch.manual_seed(trial)
         assert torch.equal(torch.get_rng_state(), generator), trial
         if self.cycle is None:
-            assert built._seen[0][0] == trial
+            assert built.tally.seen[0][0] == trial
         else:
             assert built.samples == [{"trial": trial}]
             assert built.cycle is None or (built.cycle.experience.scores == trial).all()

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hfrlhf.algorithms import ALGORITHMS
-from hfrlhf.reporting.policy_card import policy_card
+from hfrlhf.reporting.cards import policy_card
 from hfrlhf.trainers.callbacks import plot_curves
 from hfrlhf.trainers.family import family_of
 from tests.trainers.helpers import parameters, prompts, reward, training_logs

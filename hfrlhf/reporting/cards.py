@@ -1,4 +1,4 @@
-"""What the model card of a trained policy says."""
+"""What the model card of a trained policy says, and that of a reward model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..settings.algorithm_checks import unread_settings
 from ..settings.declarations import shown_settings
 from ..settings.policy_gradient import PolicyGradientConfig
 from .curves import CURVES
-from .facts import ComparedRun, PolicyRun, Sample
+from .facts import ComparedRun, JudgedPairs, PolicyRun, Sample
 from .model_card import CardFacts
 from .samples import as_text
 
-REMARKS = """\
+POLICY_REMARKS = """\
 A language model trained by reinforcement learning: {algorithm} was to raise the score of its responses, less β times
 the KL divergence from the model it started from. Sample at temperature {temperature:g}; other temperatures were
 not trained for. A high score means that the reward source likes the text, not that the text is true or harmless.
@@ -78,11 +78,37 @@ def policy_card(trainer: ComparedRun) -> CardFacts:
         "library": "peft" if isinstance(policy, PeftModel) else "transformers",
         "base_model": name_or_path(policy.config) or None,
         "quantization": quantization_arguments(policy),
-        "remarks": REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
+        "remarks": POLICY_REMARKS.format(algorithm=args.algorithm, temperature=args.temperature),
         "samples": _samples(trainer),
         "figures": [CURVES] if Path(str(args.output_dir), CURVES).exists() else [],  # not beside a checkpoint's card
         "example": _example(trainer.prompts.rows["prompt"][:EXAMPLES]),
         "metrics": shown,
         "hyperparameters": {"rewards": _rewards(trainer.reward)} | _settings(args) | left_out,
+    }
+    return CardFacts(**facts | trainer.card)
+
+
+REWARD_REMARKS = """\
+A reward model: it scores a prompt and a response, which ends with EOS, read at the last token. The score is the model's
+one output minus reward_shift of its configuration, so that the chosen responses of the training data have mean 0.
+Differences between scores of the same prompt are log-odds of being preferred.
+"""
+
+
+def reward_card(trainer: JudgedPairs) -> CardFacts:
+    """What the model card of a reward model says; `trainer.card` adds to it (`datasets`, `command`, `license`, …)."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry] or [{}]
+    metrics = {k: v for k, v in evaluations[-1].items() if k.startswith("eval_") and "per_second" not in k}
+    left_out = {f"pairs left out of {name} as too long": count for name, count in trainer.dropped.items()}
+    facts: dict[str, Any] = {
+        "model_name": args.hub_model_id or args.output_dir,
+        "task": "text-classification",
+        "method": "reward modelling",
+        "library": "peft" if isinstance(model, PeftModel) else "transformers",
+        "base_model": name_or_path(model.config) or None,
+        "remarks": REWARD_REMARKS,
+        "metrics": {name: value for name, value in metrics.items() if name != "eval_runtime"},
+        "hyperparameters": shown_settings(args) | left_out,
     }
     return CardFacts(**facts | trainer.card)

@@ -1,24 +1,23 @@
-"""Before and after the training of a reward model: what trains, how long a sequence may be, what the card says."""
+"""A reward model that trains: what of it does, how long a sequence may be, and how it is saved."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from ..models.adapters import check_peft_config, new_adapter
-from ..models.anatomy.positions import positions_of
-from ..models.anatomy.vocabulary import check_vocabulary
-from ..models.libraries import name_or_path
-from ..models.quantization import prepare_quantized, refuse_untrainable
-from ..models.reward.building import ENDS_WITH_EOS
-from ..models.reward.scoring import load_reward_model
-from ..reporting.model_card import CardFacts
-from ..settings.declarations import shown_settings
-from ..settings.reward import RewardConfig
+from ...settings.reward import RewardConfig
+from ..adapters import check_peft_config, new_adapter
+from ..anatomy.positions import positions_of
+from ..anatomy.vocabulary import check_vocabulary
+from ..quantization import prepare_quantized, refuse_untrainable
+from .building import ENDS_WITH_EOS
+from .scoring import load_reward_model, save_adapter_settings
 
 UNLIMITED = 2**31
 
@@ -63,27 +62,12 @@ def longest_input(max_length: int | None, model: Any) -> int:
     return min(limit for limit in (max_length, positions_of(model), UNLIMITED) if limit and limit > 0)
 
 
-REMARKS = """\
-A reward model: it scores a prompt and a response, which ends with EOS, read at the last token. The score is the model's
-one output minus reward_shift of its configuration, so that the chosen responses of the training data have mean 0.
-Differences between scores of the same prompt are log-odds of being preferred.
-"""
+def save_reward_model(model: Any, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+    """The model as stock transformers or peft load it; beside an adapter what a whole model has in its config.
 
-
-def reward_card(trainer: Any) -> CardFacts:
-    """What the model card of a reward model says; `trainer.card` adds to it (`datasets`, `command`, `license`, …)."""
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry] or [{}]
-    metrics = {k: v for k, v in evaluations[-1].items() if k.startswith("eval_") and "per_second" not in k}
-    left_out = {f"pairs left out of {name} as too long": count for name, count in trainer.dropped.items()}
-    facts: dict[str, Any] = {
-        "model_name": args.hub_model_id or args.output_dir,
-        "task": "text-classification",
-        "method": "reward modelling",
-        "library": "peft" if isinstance(model, PeftModel) else "transformers",
-        "base_model": name_or_path(model.config) or None,
-        "remarks": REMARKS,
-        "metrics": {name: value for name, value in metrics.items() if name != "eval_runtime"},
-        "hyperparameters": shown_settings(args) | left_out,
-    }
-    return CardFacts(**facts | trainer.card)
+    Args:
+        state_dict: of the whole model where it lies in pieces, else None.
+    """
+    model.save_pretrained(folder, state_dict=state_dict)
+    if isinstance(model, PeftModel):
+        save_adapter_settings(model, folder)
