@@ -72,11 +72,11 @@ def kind_of_column(values: Sequence[Any], column: str, name: str) -> str:
     return kinds.pop()
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(_is_message(message) for message in value)
 
 
-def _is_message(message: Any) -> bool:
+def _is_message(message: object) -> bool:
     """With text, or with calls of tools in its place."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         return False

@@ -7,12 +7,13 @@ every text goes (no prompt is over before its response), one that the user wrote
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 _PROBE = "a"
 
 
-def encode(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool) -> list[list[int]]:
     """Token ids of texts that are not over yet: what the tokenizer puts in front of a text, and nothing behind it.
 
     Args:
@@ -30,19 +31,19 @@ def encode(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int
     return [[*(opening[:-1] if ends_with_bos and ids[:1] == [bos] else opening), *ids] for ids in plain]
 
 
-def _ids(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=special, verbose=False).input_ids if texts else []
     return ids
 
 
-def _opening(tokenizer: Any) -> list[int] | None:
+def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     """What the tokenizer puts in front of every text; None where it does not simply stand beside the text's tokens."""
     (plain,), (whole,) = (_ids(tokenizer, [_PROBE], special) for special in (False, True))
     starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
     return whole[: starts[0]] if plain and starts else None
 
 
-def _open(tokenizer: Any, whole: list[int], plain: list[int]) -> list[int]:
+def _open(tokenizer: PreTrainedTokenizerBase, whole: list[int], plain: list[int]) -> list[int]:
     """A text's ids without the EOS that were added: as many as there are more of them at the end than without."""
     added = _trailing(whole, tokenizer.eos_token_id) - _trailing(plain, tokenizer.eos_token_id)
     whole = whole[: len(whole) - max(0, added)]

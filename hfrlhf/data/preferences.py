@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from .columns import check_dataset, kind_of_column, without_format
 from .responses import encode_responses
@@ -36,7 +37,7 @@ class Pairs:
     dropped: int = 0
 
 
-def prepare_pairs(dataset: Any, tokenizer: Any, max_length: int, name: str = "train") -> Pairs:
+def prepare_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str = "train") -> Pairs:
     """Check a preference dataset, tokenise it, leave out what is too long and say how much that was.
 
     Args:
@@ -83,7 +84,7 @@ def prepare_pairs(dataset: Any, tokenizer: Any, max_length: int, name: str = "tr
 # ---- Tokens -------------------------------------------------------------------------------------------------------
 
 
-def _tokenise(batch: Mapping[str, list[Any]], tokenizer: Any, kind: str) -> dict[str, list[Any]]:
+def _tokenise(batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, kind: str) -> dict[str, list[Any]]:
     nothing: Any = "" if kind == "text" else []
     prompts = batch.get("prompt") or [nothing] * len(batch["chosen"])
     options = template_options(batch, len(prompts)) if kind == "chat" else None
@@ -179,7 +180,7 @@ def _check_margins(values: list[Any], name: str) -> None:
             )
 
 
-def check_tokenizer(tokenizer: Any, kind: str, name: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: str, name: str) -> None:
     """Refuse a tokenizer that cannot end a sequence or render a chat.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..core.randomness import permutation
 from ..experience import Prompts
@@ -39,7 +40,9 @@ class PromptSet:
         return len(self.ids)
 
 
-def prepare_prompts(dataset: Any, tokenizer: Any, max_prompt_length: int | None, name: str = "train") -> PromptSet:
+def prepare_prompts(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None, name: str = "train"
+) -> PromptSet:
     """Check a prompt dataset, tokenise it, leave out what is too long and say how much that was.
 
     Text is encoded with the special tokens that the tokenizer puts in front; chat by the tokenizer's chat template, up
@@ -148,7 +151,7 @@ def _check_each(prompts: list[Any], kind: str, name: str) -> None:
 
 
 def _encode_prompts(
-    tokenizer: Any, prompts: list[Any], kind: str, options: list[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Any], kind: str, options: list[dict[str, Any]]
 ) -> tuple[list[str], list[list[int]]]:
     """The prompts' texts and token ids."""
     if kind == "chat":

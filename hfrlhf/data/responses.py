@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from .encoding import encode
 from .templates import render
 
@@ -30,7 +32,11 @@ class Encoded:
 
 
 def encode_responses(
-    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[Any], kind: str, options: Options = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    kind: str,
+    options: Options = None,
 ) -> list[list[int]]:
     """Token ids of prompts and their completions, ending with exactly one EOS.
 
@@ -42,7 +48,7 @@ def encode_responses(
 
 
 def encode_parts(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Any],
     completions: Sequence[Any],
     kind: str,
@@ -94,11 +100,15 @@ class Rendered:
     ending: str | None
 
 
-def _render_text(tokenizer: Any, prompt: str, completion: str, options: Mapping[str, Any]) -> Rendered:
+def _render_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, options: Mapping[str, Any]
+) -> Rendered:
     return Rendered(prompt, completion, "")
 
 
-def _render_chat(tokenizer: Any, prompt: list[Any], completion: list[Any], options: Mapping[str, Any]) -> Rendered:
+def _render_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Any], completion: list[Any], options: Mapping[str, Any]
+) -> Rendered:
     whole = render(tokenizer, [*prompt, *completion], options)
     head = render(tokenizer, prompt, options, prompt=True) if prompt else ""
     if not whole.startswith(head):

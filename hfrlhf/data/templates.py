@@ -11,6 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 TOOLS, KEYWORDS = "tools", "chat_template_kwargs"
@@ -46,7 +48,9 @@ def render(
     return text
 
 
-def blank_before_answers(tokenizer: Any, messages: Sequence[Any], options: Mapping[str, Any], prompt: str) -> str:
+def blank_before_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], options: Mapping[str, Any], prompt: str
+) -> str:
     """The blanks that a template writes between a prompt, as it is rendered, and the assistant's message.
 
     The policy writes them as its first token, but they are no part of the message: `[/INST] Yes` answers `Yes`.
@@ -91,7 +95,7 @@ def check_template_columns(dataset: Any, kind: str, name: str) -> list[str]:
     return found
 
 
-def check_chat_template(tokenizer: Any, kind: str, name: str) -> None:
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, kind: str, name: str) -> None:
     """Refuse chat data where the tokenizer cannot render it.
 
     Raises:
@@ -104,7 +108,7 @@ def check_chat_template(tokenizer: Any, kind: str, name: str) -> None:
         )
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: object) -> Any:
     """The same without keys that hold null, at any depth.
 
     In a table every row of a nested column has every key of all rows; those that a row did not write hold null there.

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..experience import Rollout
 
 _BROKEN = "\ufffd"  # how bytes that are no whole character are decoded
 
 
 def written(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     completions: Sequence[list[int]],
     rendered: Sequence[str] | None = None,
@@ -41,13 +43,15 @@ def written(
     return [text.removeprefix(" ") if spaced[place] else text for place, text in zip(rendered, texts, strict=True)]
 
 
-def texts_of(tokenizer: Any, rollout: Rollout, rendered: Sequence[str] | None = None) -> list[str]:
+def texts_of(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, rendered: Sequence[str] | None = None) -> list[str]:
     """The text of each response of a rollout; `rendered` as in `written`."""
     completions = content(tokenizer, rollout.completion_lists(), rollout.terminated.tolist())
     return written(tokenizer, rollout.prompt_lists(), completions, rendered)
 
 
-def content(tokenizer: Any, completions: Sequence[list[int]], terminated: Sequence[bool]) -> list[list[int]]:
+def content(
+    tokenizer: PreTrainedTokenizerBase, completions: Sequence[list[int]], terminated: Sequence[bool]
+) -> list[list[int]]:
     """The completions without the stop token of those that ended.
 
     A stop token that is ordinary text (a full stop, say) was written like any other and stays; one that is a special or
@@ -64,7 +68,7 @@ def _is_mark(tokenizer: Any, token: int) -> bool:
     return token in special or not tokenizer.decode([token]).strip()
 
 
-def _decoded_once(tokenizer: Any, prompts: Sequence[list[int]]) -> list[str]:
+def _decoded_once(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]]) -> list[str]:
     """Each prompt's text; equal ones, of which several responses are sampled, are decoded once."""
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     decoded = tokenizer.batch_decode(list(map(list, distinct)), skip_special_tokens=True)
@@ -81,7 +85,7 @@ def _rest(head: str, whole: str) -> str:
     return whole[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
 
 
-def _adds_space(tokenizer: Any, text: str, prompt: list[int]) -> bool:
+def _adds_space(tokenizer: PreTrainedTokenizerBase, text: str, prompt: list[int]) -> bool:
     """Whether a word after this prompt decodes with a space before it that nobody wrote."""
     ids = tokenizer(text + "a", add_special_tokens=False, verbose=False).input_ids
     if ids[: len(prompt)] != prompt:

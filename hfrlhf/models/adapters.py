@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
 
 from .anatomy.dropout import disable_dropout
 from .libraries import BaseTunerLayer
@@ -27,7 +28,9 @@ REWARD_ADAPTER = "reward"
 TRAINED = (POLICY_ADAPTER, VALUE_ADAPTER)
 
 
-def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = False, seed: int = 0) -> Any:
+def with_adapter(
+    model: nn.Module, peft_config: PeftConfig | None, gradient_checkpointing: bool = False, seed: int = 0
+) -> Any:
     """The policy that trains: the model itself, or its new adapter where `peft_config` is given.
 
     A model that already has an adapter starts from it: the adapter is what trains, and a frozen copy of it under the
@@ -58,7 +61,7 @@ def with_adapter(model: Any, peft_config: Any, gradient_checkpointing: bool = Fa
     return policy
 
 
-def check_peft_config(peft_config: Any) -> None:
+def check_peft_config(peft_config: object) -> None:
     """Refuse what is no configuration of an adapter.
 
     Raises:
@@ -71,7 +74,7 @@ def check_peft_config(peft_config: Any) -> None:
         )
 
 
-def new_adapter(base: Any, peft_config: Any, seed: int) -> PeftModel:
+def new_adapter(base: nn.Module, peft_config: PeftConfig, seed: int) -> PeftModel:
     """A fresh adapter on a base, its first weights a function of the seed (PEFT draws from the global generator)."""
     with torch.random.fork_rng(), targets_explained("the policy's adapter", base), quietly():
         torch.manual_seed(seed)
@@ -79,7 +82,7 @@ def new_adapter(base: Any, peft_config: Any, seed: int) -> PeftModel:
 
 
 @contextmanager
-def targets_explained(role: str, base: Any) -> Iterator[None]:
+def targets_explained(role: str, base: nn.Module) -> Iterator[None]:
     """Add to PEFT's complaint of target modules whose they were, and which there are."""
     try:
         yield
@@ -92,7 +95,7 @@ def targets_explained(role: str, base: Any) -> Iterator[None]:
         raise ValueError(f"{role}: {error} The linear layers here are {there}, or take 'all-linear'") from error
 
 
-def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
+def _continue_adapter(model: PeftModel, peft_config: PeftConfig | None) -> PeftModel:
     if peft_config is not None:
         raise ValueError(
             "the model already has an adapter and `peft_config` asks for another; leave `peft_config` out (in a recipe "
@@ -112,7 +115,7 @@ def _continue_adapter(model: PeftModel, peft_config: Any) -> PeftModel:
     return model
 
 
-def refuse_what_changes_the_base(config: Any, role: str) -> None:
+def refuse_what_changes_the_base(config: PeftConfig | None, role: str) -> None:
     """Refuse an adapter whose training, or whose first weights, would change the base: other roles stand on it too.
 
     Raises:
@@ -122,9 +125,10 @@ def refuse_what_changes_the_base(config: Any, role: str) -> None:
         return
     if config.is_prompt_learning:
         raise ValueError(f"{config.peft_type} changes the prompt, not the weights; use LoRA (peft.LoraConfig) instead")
-    if getattr(config, "bias", "none") != "none":
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
         raise ValueError(
-            f"{role} has bias={config.bias!r}: the base's biases would train, and with its adapter off the policy "
+            f"{role} has bias={bias!r}: the base's biases would train, and with its adapter off the policy "
             "would no longer be the reference; use bias='none'"
         )
     init = getattr(config, "init_lora_weights", True)
@@ -146,7 +150,7 @@ def add_reference_adapter(model: PeftModel) -> None:
     _activate_policy(model)
 
 
-def add_value_adapter(model: Any, value_config: Any, seed: int) -> None:
+def add_value_adapter(model: nn.Module, value_config: PeftConfig | str, seed: int) -> None:
     """The critic's own adapter on the policy's base, new, its first weights a function of the seed.
 
     Args:
@@ -166,14 +170,14 @@ def add_value_adapter(model: Any, value_config: Any, seed: int) -> None:
         add_adapter(model, VALUE_ADAPTER, config)
 
 
-def add_adapter(model: PeftModel, name: str, config: Any) -> None:
+def add_adapter(model: PeftModel, name: str, config: PeftConfig) -> None:
     """One more adapter, without a head of its own; the policy's is active afterwards, and what trains still trains."""
     refuse_what_changes_the_base(config, f"the adapter {name!r}")
-    config = copy.deepcopy(config)
+    own: Any = copy.deepcopy(config)
     # PEFT's own idea of a head: with two adapters active in turn, `score()` would silently be the wrong one.
-    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
+    own.modules_to_save, own.task_type, own.inference_mode = None, "CAUSAL_LM", False
     with targets_explained(f"the adapter {name!r}", model):
-        model.add_adapter(name, config)
+        model.add_adapter(name, own)
     disable_dropout(model)
     _activate_policy(model)
 
@@ -184,7 +188,7 @@ def _activate_policy(model: PeftModel) -> None:
     model.set_requires_grad([name for name in TRAINED if name in model.peft_config])
 
 
-def roles_of(model: Any) -> dict[str, str]:
+def roles_of(model: nn.Module) -> dict[str, str]:
     """The adapter that each parameter of an adapter belongs to, by the parameter's name; the base's are not in it."""
     tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     layers = {layer for module in tuned for layer in module.adapter_layer_names} | {"modules_to_save"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .anatomy.sizes import WRAPPERS
@@ -22,7 +22,7 @@ SAME = 1e-4
 
 
 @torch.no_grad()
-def base_fingerprint(model: Any) -> dict[str, float]:
+def base_fingerprint(model: nn.Module) -> dict[str, float]:
     """A number for each of a few matrices of the trunk, spread from first to last; empty where weights are sharded.
 
         f(W) = ⟨w, c⟩ / ‖w‖,  w = the first 64 rows in bfloat16, c_i = cos(i)
@@ -49,7 +49,7 @@ def other_weights(ours: dict[str, float], theirs: dict[str, float]) -> list[str]
     ]
 
 
-def _matrices(model: Any) -> dict[str, Any]:
+def _matrices(model: nn.Module) -> dict[str, Any]:
     """Modules of the trunk with a matrix of weights, in order, under their names without adapters."""
     tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     of_adapters = {layer for module in tuned for layer in module.adapter_layer_names} | {"modules_to_save"}

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache
 from datasets.exceptions import DatasetGenerationError
@@ -30,7 +31,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from transformers import cache_utils
+from transformers import PreTrainedConfig, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -98,17 +99,17 @@ def name_or_path(config: Any) -> str:
     return getattr(config, "_name_or_path", None) or ""
 
 
-def attention_of(config: Any) -> str:
+def attention_of(config: PreTrainedConfig) -> str:
     """The implementation of attention that a loaded model uses ("sdpa", "eager", …)."""
     return getattr(config, "_attn_implementation", None) or "sdpa"
 
 
-def is_stateful(model: Any) -> bool:
+def is_stateful(model: nn.Module) -> bool:
     """Whether a model keeps what it remembers inside itself, and gives back no cache (RecurrentGemma)."""
     return bool(getattr(model, "_is_stateful", False))
 
 
-def unsplit_blocks(model: Any) -> set[str]:
+def unsplit_blocks(model: nn.Module) -> set[str]:
     """The classes of a model's blocks, which stay in one piece on a device."""
     return set(getattr(model, "_no_split_modules", None) or ())
 
@@ -163,7 +164,7 @@ def set_last_rates(schedule: Any, rates: list[Any]) -> None:
 
 
 @contextmanager
-def gradients_stay(accelerator: Any, model: Any) -> Iterator[None]:
+def gradients_stay(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """Gradients stay on this process: no reduction over processes, no step of an engine that steps itself."""
     state, synced = accelerator.gradient_state, accelerator.sync_gradients
     state._set_sync_gradients(False)
@@ -206,7 +207,7 @@ def gathered_parameters(parameters: Iterable[Any], modifier_rank: int | None = N
 
 
 @contextmanager
-def without_zero_hooks(engine: Any) -> Iterator[None]:
+def without_zero_hooks(engine: nn.Module) -> Iterator[None]:
     """ZeRO-3's engine without the hooks by which each forward fetches its parameters, and then lets go of them."""
     from trl.models.utils import add_hooks, remove_hooks
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, prepare_model_for_kbit_training
+from peft import PeftConfig, PeftModel, prepare_model_for_kbit_training
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from .libraries import keep_training_format, optional_file
@@ -14,12 +15,12 @@ from .libraries import keep_training_format, optional_file
 QUANTIZATION_FILE = "quantization.json"
 
 
-def is_quantized(model: Any) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     """Whether a model's weights are quantised (4-bit or 8-bit)."""
     return bool(getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None))
 
 
-def quantization_of(model: Any) -> dict[str, Any] | None:
+def quantization_of(model: nn.Module) -> dict[str, Any] | None:
     """What a model's weights are quantised to, as far as it changes what they compute; None in full precision."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = getattr(base.config, "quantization_config", None)
@@ -33,7 +34,7 @@ def _relevant(said: dict[str, Any]) -> dict[str, Any]:
     return {name: str(getattr(said.get(name), "value", said.get(name))) for name in names if name in said}
 
 
-def quantization_arguments(model: Any) -> dict[str, Any]:
+def quantization_arguments(model: nn.Module) -> dict[str, Any]:
     """The arguments of `BitsAndBytesConfig` that load a model's base as it is; none in full precision."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_quantized(base):
@@ -46,7 +47,7 @@ def quantization_arguments(model: Any) -> dict[str, Any]:
     return {name: getattr(said[name], "value", said[name]) for name in names}
 
 
-def save_quantization(model: Any, folder: str | Path) -> None:
+def save_quantization(model: nn.Module, folder: str | Path) -> None:
     """Write beside an adapter how its base was quantised, where it was: the adapter fits those weights alone."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if is_quantized(base):
@@ -101,7 +102,7 @@ def _words(quantisation: dict[str, Any] | None) -> str:
     return "4 bits" if quantisation.get("load_in_4bit") == "True" else "8 bits"
 
 
-def refuse_untrainable(model: Any, peft_config: Any) -> None:
+def refuse_untrainable(model: nn.Module, peft_config: PeftConfig | None) -> None:
     """Refuse a quantised model without an adapter: its weights hold no gradient.
 
     Raises:
@@ -135,7 +136,7 @@ def check_prepared(model: PeftModel) -> None:
             )
 
 
-def prepare_quantized(model: Any, gradient_checkpointing: bool) -> Any:
+def prepare_quantized(model: nn.Module, gradient_checkpointing: bool) -> Any:
     """Freeze a quantised base and put its norms and head in float32 (peft's preparation); others pass unchanged."""
     if not is_quantized(model):
         return model

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..reporting.screen import RunWarning
 from .quantization import is_quantized
 
 
-def repair_generation_config(model: Any) -> None:
+def repair_generation_config(model: nn.Module) -> None:
     """Make a model's generation settings such that transformers saves them, and say so.
 
     Many checkpoints carry a temperature or a top_p with `do_sample=False`. Such settings only mean something when
@@ -53,7 +54,7 @@ def repair_generation_config(model: Any) -> None:
     )
 
 
-def _refusal(config: Any) -> str | None:
+def _refusal(config: GenerationConfig | None) -> str | None:
     """Why a generation configuration cannot be saved; None if it can, or if there is none."""
     if config is None:
         return None
@@ -67,7 +68,7 @@ def _refusal(config: Any) -> str | None:
 
 def check_savable(
     models: Mapping[str, Any],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     also: Iterable[Callable[[Path], Any]] = (),
     adapters: list[str] | None = None,
 ) -> None:
@@ -114,7 +115,7 @@ def _save(model: Any, folder: Path, adapters: list[str] | None) -> None:
         model.save_pretrained(folder, state_dict=stand_ins(model), save_original_format=False)
 
 
-def stand_ins(model: Any) -> dict[str, Tensor]:
+def stand_ins(model: nn.Module) -> dict[str, Tensor]:
     """One number for each tensor that a model would save; one and the same for tensors that are the same memory."""
     made: dict[Any, Tensor] = {}
     named = {}

@@ -7,11 +7,12 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch import nn
 
 from .adapters import POLICY_ADAPTER
 
 
-def load_policy_weights(policy: Any, folder: Path) -> None:
+def load_policy_weights(policy: nn.Module, folder: Path) -> None:
     """The weights of a saved policy, into the policy in place: its `default` adapter, or all of it."""
     if not isinstance(policy, PeftModel):
         return load_weights(policy, folder)

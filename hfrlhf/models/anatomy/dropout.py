@@ -26,13 +26,13 @@ def disable_dropout(model: nn.Module) -> None:
         _zero_dropout_numbers(config)
 
 
-def dropout_numbers(thing: Any) -> dict[str, float]:
+def dropout_numbers(thing: object) -> dict[str, float]:
     """The plain numbers of an object whose names speak of dropout (`attention_dropout`, `resid_pdrop`, `layerdrop`)."""
     numbers = {name: value for name, value in vars(thing).items() if "drop" in name}
     return {n: v for n, v in numbers.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def _zero_dropout_numbers(thing: Any) -> None:
+def _zero_dropout_numbers(thing: object) -> None:
     for name in dropout_numbers(thing):
         setattr(thing, name, 0.0)
 

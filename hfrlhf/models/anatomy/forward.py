@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 UNWANTED_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 
 
-def forward_flags(model: Any, use_cache: bool) -> dict[str, Any]:
+def forward_flags(model: nn.Module, use_cache: bool) -> dict[str, Any]:
     """The flags for a call of a model, or of its backbone, as keyword arguments.
 
     `use_cache` is always said: configurations and gradient checkpointing set it as they like (DETAILS 29). What a
@@ -46,7 +46,7 @@ def return_records(model: nn.Module) -> None:
             config.return_dict = True
 
 
-def _of(module: Any) -> list[Any]:
+def _of(module: nn.Module) -> list[Any]:
     """A module's configuration, and that of its text part."""
     config = getattr(module, "config", None)
     return [config, config.get_text_config()] if isinstance(config, PreTrainedConfig) else []

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
 
-def with_padding_token(tokenizer: Any, vocabulary: int) -> Any:
+
+def with_padding_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Any:
     """The tokenizer, or a copy of it with a pad token that is never the last token of a sequence.
 
     transformers reads a sequence-classification model at the rightmost token that differs from `config.pad_token_id`.
@@ -25,7 +27,7 @@ def with_padding_token(tokenizer: Any, vocabulary: int) -> Any:
     return tokenizer
 
 
-def _padding_candidates(tokenizer: Any, vocabulary: int) -> Iterator[str]:
+def _padding_candidates(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Iterator[str]:
     """Tokens to pad with, best first; none of them adds an embedding to the model."""
     vocab, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
     special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}

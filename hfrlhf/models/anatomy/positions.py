@@ -31,7 +31,7 @@ TABLES = {
 }
 
 
-def positions_of(model: Any) -> int | None:
+def positions_of(model: nn.Module) -> int | None:
     """The most tokens that a model can read at once; None where nothing sets a limit (recurrent models, ALiBi).
 
     Rotary models have no table that ends, but past what their configuration says they were never trained.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import nn
 
 from ..policy.response_states import causal_lm
 from ..quantization import is_quantized
@@ -18,7 +17,7 @@ from ..quantization import is_quantized
 MISMATCH_BOUNDS = {"float32": 1e-3, "tf32": 0.02, "half": 0.15}
 
 
-def precision_of(model: Any, half: bool = False) -> str:
+def precision_of(model: nn.Module, half: bool = False) -> str:
     """The key of `MISMATCH_BOUNDS` for a model's forward passes.
 
     Args:
@@ -31,6 +30,6 @@ def precision_of(model: Any, half: bool = False) -> str:
     return "tf32" if device == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
 
 
-def mismatch_bound(model: Any, half: bool = False) -> float:
+def mismatch_bound(model: nn.Module, half: bool = False) -> float:
     """The most that `policy/sampler_mismatch` may be, in nats per token."""
     return MISMATCH_BOUNDS[precision_of(model, half)]

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 # PEFT's names for what an adapter stands on.
 WRAPPERS = ("base_layer", "original_module")
 
 
-def without_adapters(module: Any) -> Any:
+def without_adapters(module: nn.Module) -> Any:
     """The layer itself, inside whatever adapters were put around it."""
     inner = next((getattr(module, name) for name in WRAPPERS if hasattr(module, name)), None)
     return module if inner is None else without_adapters(inner)
@@ -48,7 +49,7 @@ def device_of(model: Any) -> torch.device:
     return model.device if parameter is None else parameter.device
 
 
-def largest(config: Any, name: str) -> int | None:
+def largest(config: PreTrainedConfig, name: str) -> int | None:
     """A number of a configuration, the largest where it differs from layer to layer; None where it has none."""
     try:
         value = getattr(config, name, None)

@@ -108,10 +108,10 @@ def _watched(model: nn.Module) -> Iterator[list[nn.Module]]:
     drawing: list[nn.Module] = []
     open_calls: list[tuple[Any, int]] = []  # of the calls that are under way: the generators before, and who drew
 
-    def begin(module: nn.Module, inputs: Any) -> None:
+    def begin(module: nn.Module, inputs: object) -> None:
         open_calls.append((_generators(), len(drawing)))
 
-    def end(module: nn.Module, inputs: Any, outputs: Any) -> None:
+    def end(module: nn.Module, inputs: object, outputs: object) -> None:
         before, known = open_calls.pop()
         if len(drawing) == known and before != _generators():
             drawing.append(module)

@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from transformers import AutoTokenizer
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ...reporting.screen import RunWarning
 from ..libraries import name_or_path
@@ -24,17 +25,17 @@ from .sizes import embeddings_of, outputs_of
 IN_USE = ("eos_token", "pad_token", "bos_token")
 
 
-def known_tokens(tokenizer: Any) -> int:
+def known_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id that a tokenizer knows."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def tokens_drawn(policy: Any, tokenizer: Any) -> int:
+def tokens_drawn(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """n: responses are made of the tokens 0 … n − 1, which tokenizer and policy both know."""
     return min(known_tokens(tokenizer), embeddings_of(policy), outputs_of(policy))
 
 
-def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
+def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, role: str) -> None:
     """Refuse a tokenizer that writes texts in ids the model has no embedding for; warn of added tokens beyond.
 
     An added token (`<image_soft_token>` of gemma-3-1b's tokenizer) stands in no data that does not hold its very name.
@@ -63,7 +64,9 @@ def check_vocabulary(model: Any, tokenizer: Any, role: str) -> None:
     )
 
 
-def check_ids(ids: Iterable[Sequence[int]], tokenizer: Any, vocabulary: int, role: str, dataset: str) -> None:
+def check_ids(
+    ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, vocabulary: int, role: str, dataset: str
+) -> None:
     """Refuse data with a token that the model has no embedding for.
 
     Args:
@@ -85,7 +88,9 @@ def check_ids(ids: Iterable[Sequence[int]], tokenizer: Any, vocabulary: int, rol
             )
 
 
-def check_same_tokens(model: Any, policy: Any, role: str, drawn: int | None, tokenizer: Any = None) -> None:
+def check_same_tokens(
+    model: nn.Module, policy: nn.Module, role: str, drawn: int | None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """Refuse a model that cannot read the policy's tokens: with too few embeddings, or another tokenizer.
 
     Args:
@@ -110,7 +115,7 @@ def _as_are(drawn: int | None) -> str:
     return "" if drawn is None else f", and so is another padding of the embeddings behind the {drawn} tokens in use"
 
 
-def _tokenizer_is_another(model: Any, tokenizer: Any) -> bool:
+def _tokenizer_is_another(model: nn.Module, tokenizer: Any) -> bool:
     """Whether a model was saved with a tokenizer of other tokens; nothing saved with it says nothing."""
     place = name_or_path(model.config)
     try:

@@ -74,7 +74,7 @@ class ActorCritic(PolicySurface):
 
     def __init__(
         self,
-        policy: Any,
+        policy: nn.Module,
         value_model: nn.Module | str | None = "V",
         temperature: float = 1.0,
         vocabulary: int | None = None,
@@ -253,12 +253,12 @@ class ActorCritic(PolicySurface):
         return found
 
 
-def checkpoints_activations(model: Any) -> bool:
+def checkpoints_activations(model: nn.Module) -> bool:
     """Whether a transformers model recomputes activations in the backward pass, whoever switched that on."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def zero_value_head(policy: Any, kind: str) -> nn.Linear:
+def zero_value_head(policy: nn.Module, kind: str) -> nn.Linear:
     """A linear value head of zeros in float32 (DETAILS 40): the first advantages are the rewards-to-go themselves.
 
     Args:
@@ -273,14 +273,14 @@ def zero_value_head(policy: Any, kind: str) -> nn.Linear:
     return head
 
 
-def computes_here(policy: Any) -> bool:
+def computes_here(policy: nn.Module) -> bool:
     """Whether a policy can compute where it is: flash attention waits until the trainer has brought it to its GPU."""
     lm = causal_lm(policy)
     return "flash" not in attention_of(lm.config) or device_of(lm).type != "cpu"
 
 
 @torch.no_grad()
-def check_head(policy: Any) -> None:
+def check_head(policy: nn.Module) -> None:
     """Compare our log-probs and entropies with those of the model's own logits on four tokens.
 
     Raises:
@@ -311,7 +311,7 @@ def check_head(policy: Any) -> None:
         )
 
 
-def _part(state_dict: dict[str, Tensor] | None, name: str, model: Any) -> dict[str, Tensor] | None:
+def _part(state_dict: dict[str, Tensor] | None, name: str, model: nn.Module) -> dict[str, Tensor] | None:
     if state_dict is None:
         return None
     # Tied weights are saved once; transformers knows them by their memory, which gathered ones do not share.

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ...reporting.screen import RunWarning
 from ..anatomy.positions import positions_of
@@ -37,7 +38,7 @@ def _that_fits(most: int, completion: int) -> str:
     return f"set `max_prompt_length={most - completion}` or a lower `max_completion_length`"
 
 
-def check_trainable(model: Any, role: str) -> None:
+def check_trainable(model: nn.Module, role: str) -> None:
     """Refuse a model in which nothing trains; warn where what trains is stored in half precision.
 
     Raises:
@@ -59,7 +60,7 @@ def check_trainable(model: Any, role: str) -> None:
         )
 
 
-def check_stop_token(stop_token_id: int, tokenizer: Any, model: Any) -> None:
+def check_stop_token(stop_token_id: int, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
     """Refuse a stop token that no response could ever hold.
 
     Raises:
@@ -73,7 +74,7 @@ def check_stop_token(stop_token_id: int, tokenizer: Any, model: Any) -> None:
         )
 
 
-def warn_of_other_stops(model: Any, tokenizer: Any, stop_token_id: int) -> None:
+def warn_of_other_stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_token_id: int) -> None:
     """Say so where the model was made to stop at several tokens (chat models): a response here ends at one."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     others = sorted(set(ends if isinstance(ends, list) else [ends]) - {stop_token_id, None})

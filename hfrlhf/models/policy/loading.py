@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..adapters import add_value_adapter
 from ..anatomy.dropout import disable_dropout
@@ -78,7 +85,7 @@ def _load_causal(name: str, kwargs: dict[str, Any]) -> Any:
     return AutoModelForCausalLM.from_pretrained(name, **loading_options(name, _trainable_precision(config, kwargs)))
 
 
-def _trainable_precision(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _trainable_precision(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The loading options with float32 weights by default, also of a checkpoint in half precision.
 
     Adam's small steps would round to nothing in bfloat16; `bf16=True` computes in it all the same.
@@ -87,7 +94,7 @@ def _trainable_precision(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs if quantized else {"dtype": torch.float32} | kwargs
 
 
-def _refuse_encoder_decoder(config: Any, name: str) -> None:
+def _refuse_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder–decoder model: only decoder language models are supported")
 
@@ -141,7 +148,11 @@ def _no_tokenizer(name: str) -> str:
 
 @loaded_whole()
 def load_value_model(
-    value_model: Any, policy: Any, seed: int = 0, vocabulary: int | None = None, tokenizer: Any = None
+    value_model: Any,
+    policy: nn.Module,
+    seed: int = 0,
+    vocabulary: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> nn.Module | str:
     """What `ActorCritic` takes as critic.
 
@@ -214,7 +225,7 @@ def _load_critic(value_model: Any) -> tuple[Any, bool]:
     return with_score_head(critic.merge_and_unload() if isinstance(critic, PeftModel) else critic), is_new_head
 
 
-def _refuse_quantized_critic(model: Any) -> None:
+def _refuse_quantized_critic(model: nn.Module) -> None:
     if is_quantized(model.get_base_model() if isinstance(model, PeftModel) else model):
         raise ValueError(
             "the value model is quantised and its weights cannot be trained; load it without `quantization_config`, or "

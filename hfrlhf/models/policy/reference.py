@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ...experience import Rollout
 from ..adapters import REFERENCE_ADAPTER, adapter
@@ -59,7 +60,10 @@ class Reference:
 
 
 def make_reference(
-    policy: Any, ref_model: Any = None, vocabulary: int | None = None, tokenizer: Any = None
+    policy: nn.Module,
+    ref_model: Any = None,
+    vocabulary: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Reference:
     """The reference of a policy: `ref_model` if given, adapters off or `ref` where it has adapters, else a frozen copy.
 
@@ -86,7 +90,7 @@ def make_reference(
     return Reference(frozen(copy.deepcopy(policy)), "frozen copy of the policy", vocabulary=vocabulary)
 
 
-def frozen(model: Any) -> Any:
+def frozen(model: nn.Module) -> Any:
     """The model without gradients, dropout or training mode."""
     disable_dropout(model)
     return model.requires_grad_(False).eval()

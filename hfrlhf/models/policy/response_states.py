@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from ...core.logprobs import head_logprobs, linear_logprobs
 from ...core.masking import at_least_float32
@@ -63,7 +64,7 @@ class ResponseStates:
         return backbone(input_ids=self.ids, **forward_flags(backbone, use_cache=False)).last_hidden_state.flatten(0, 1)
 
     def logprobs(
-        self, lm: Any, trunk: Tensor, temperature: float, need_entropy: bool, vocabulary: int | None = None
+        self, lm: nn.Module, trunk: Tensor, temperature: float, need_entropy: bool, vocabulary: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """[B,A] log-probs of the response tokens and the entropy of their distributions."""
         rows, targets = trunk[self.index], self.targets
@@ -85,7 +86,7 @@ class ResponseStates:
             return self.spread(at_least_float32((rows * head.weight[self.targets]).sum(-1) + head.bias[self.targets]))
 
     def best_and_expected_values(
-        self, lm: Any, trunk: Tensor, head: nn.Linear, temperature: float, vocabulary: int | None = None
+        self, lm: nn.Module, trunk: Tensor, head: nn.Linear, temperature: float, vocabulary: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """[B,A] max_a Q(s_t, a) and [B,A] Σ_a π(a|s_t)·Q(s_t, a), without gradient, some rows at a time."""
         best, expected = [], []
@@ -134,7 +135,7 @@ def vocabulary_logprobs(
     return head_logprobs(hidden, logits, targets, temperature, need_entropy)
 
 
-def vocabulary_logits(lm: Any, hidden: Tensor, temperature: float, vocabulary: int | None = None) -> Tensor:
+def vocabulary_logits(lm: nn.Module, hidden: Tensor, temperature: float, vocabulary: int | None = None) -> Tensor:
     """[n,V] logits / temperature of hidden states [n,d], float32 or wider. For few rows, or where all V are needed.
 
     Args:
@@ -156,12 +157,12 @@ def rows_at_a_time(vocabulary: int) -> int:
     return max(1, 2**24 // vocabulary)
 
 
-def logit_transforms(config: Any) -> list[tuple[Any, float]]:
+def logit_transforms(config: PreTrainedConfig) -> list[tuple[Any, float]]:
     """The architecture's own changes to its logits (soft-capping, scaling) as (function, constant) pairs."""
     found = [(apply, getattr(config, field, None)) for field, apply in LOGIT_TRANSFORMS.items()]
     return [(apply, constant) for apply, constant in found if constant not in (None, 1, 1.0)]
 
 
-def causal_lm(policy: Any) -> Any:
+def causal_lm(policy: nn.Module) -> Any:
     """The causal language model itself, with its adapters in place but without PEFT's wrapper."""
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy

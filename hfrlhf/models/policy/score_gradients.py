@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from ...core.masking import at_least_float32
 from ...experience import Rollout
 
 
-def score_gradient_sq_norms(actor_critic: Any, rollout: Rollout, parameters: Sequence[nn.Parameter]) -> Tensor:
+def score_gradient_sq_norms(actor_critic: nn.Module, rollout: Rollout, parameters: Sequence[nn.Parameter]) -> Tensor:
     """How much each response would move the parameters.
 
         ‖g_i‖² = ‖∇_θ log π_θ(y_i|x_i)‖² = ‖Σ_t ∇_θ log π_θ(a_t|s_t)‖²                                 (SPEC §3.3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import GenerationConfig
 
 # By these the Trainer, accelerate and DeepSpeed decide what to do with a model as a whole, of which the policy is a
 # part: that a base is quantised must not keep the value head off the device, nor its adapter from training. What of it
@@ -62,7 +63,7 @@ class PolicySurface(nn.Module):
         return self.policy.generation_config
 
     @generation_config.setter
-    def generation_config(self, value: Any) -> None:
+    def generation_config(self, value: GenerationConfig) -> None:
         """Pipelines set their own."""
         self.policy.generation_config = value
 

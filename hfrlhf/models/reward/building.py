@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, load_peft_weights
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..anatomy.names import config_options, is_adapter, loading_options
@@ -108,7 +108,7 @@ def _copied_with_head(language_model: Any) -> Any:
     return with_score_head(reward.to(language_model.device))
 
 
-def _refuse_config(config: Any, name: str) -> None:
+def _refuse_config(config: PreTrainedConfig, name: str) -> None:
     if config.is_encoder_decoder:
         raise ValueError(f"{name} is an encoder–decoder: only decoder language models are supported")
     is_classifier = any("ForSequenceClassification" in a for a in config.architectures or [])

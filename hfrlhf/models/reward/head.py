@@ -26,14 +26,14 @@ class ScoreHead(nn.Linear):
             return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-def backbone_of(model: Any) -> nn.Module:
+def backbone_of(model: nn.Module) -> nn.Module:
     """The transformer without its head; adapters stay in place."""
     inner = without_wrapper(model)
     # A text model whose class says the name of a larger model's part (Llama 4) has no base model by that name.
     return inner.base_model if inner.base_model is not inner else getattr(inner, "model", inner)
 
 
-def head_of(model: Any) -> nn.Linear:
+def head_of(model: nn.Module) -> nn.Linear:
     """The head of a reward model: one output; with adapters, the active adapter's own copy.
 
     Raises:
@@ -48,7 +48,7 @@ def head_of(model: Any) -> nn.Linear:
 
 
 @torch.no_grad()
-def init_reward_head(model: Any, seed: int) -> None:
+def init_reward_head(model: nn.Module, seed: int) -> None:
     """Draw the head's weights from N(0, 1/√(d+1)), the second number being the standard deviation; bias 0 (SPEC §2.1).
 
     The draw is a function of the seed alone.
@@ -61,7 +61,7 @@ def init_reward_head(model: Any, seed: int) -> None:
         head.bias.zero_()
 
 
-def with_score_head(model: Any) -> Any:
+def with_score_head(model: nn.Module) -> Any:
     """The model with its `score` layer computing in float32; a quantised or wrapped head is left alone."""
     head = score_module(model)
     if type(head) is nn.Linear:
@@ -73,7 +73,7 @@ def with_score_head(model: Any) -> Any:
     return model
 
 
-def score_module(model: Any) -> nn.Module:
+def score_module(model: nn.Module) -> nn.Module:
     """The `score` layer as it is called: with adapters PEFT's wrapper, which chooses the active adapter's copy.
 
     Raises:
@@ -88,6 +88,6 @@ def score_module(model: Any) -> nn.Module:
     return head
 
 
-def without_wrapper(model: Any) -> Any:
+def without_wrapper(model: nn.Module) -> Any:
     """The transformers model itself, adapters in place, without PEFT's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

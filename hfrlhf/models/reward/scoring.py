@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..anatomy.forward import forward_flags, return_records
 from ..anatomy.names import as_name
@@ -47,7 +48,11 @@ __all__ = [
 @quietly()
 @loaded_whole()
 def load_reward_model(
-    model: Any, tokenizer: Any = None, seed: int = 0, return_new_head: bool = False, **kwargs: Any
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    return_new_head: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """A reward model from a name, a path or an object.
 
@@ -89,7 +94,7 @@ def load_reward_model(
 
 
 @torch.no_grad()
-def last_token_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def last_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The score of each sequence, read at its last real token, without dropout (SPEC §2.1).
 
         r(x, y) = w·h_last + b − reward_shift
@@ -131,12 +136,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             model.train()
 
 
-def reward_shift_of(model: Any) -> float:
+def reward_shift_of(model: nn.Module) -> float:
     """What is subtracted from the head's output to give the score; 0 for models that say nothing."""
     return float(getattr(model.config, "reward_shift", 0.0))
 
 
-def ends_with_eos(config: Any) -> bool:
+def ends_with_eos(config: PreTrainedConfig) -> bool:
     """Whether a reward model was trained on responses that all end with EOS: so are ours and TRL's, and so is taken for
     granted of any other whose config does not say `reward_ends_with_eos: false`."""
     return bool(getattr(config, ENDS_WITH_EOS, True))
