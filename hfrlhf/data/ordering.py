@@ -39,7 +39,7 @@ def rows_left(rows: int, size: int, processes: int, process: int) -> int:
     return min(max(together - process * size, 0), size)
 
 
-class EpochOrder(Sampler):
+class EpochOrder(Sampler[int]):
     """Reads the rows in the order of the epoch that the training is in.
 
     The stock samplers draw from generators, and a run that resumes in the middle of an epoch skips batches of another
