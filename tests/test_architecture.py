@@ -558,6 +558,28 @@ def readme_shows_the_house(root: Path) -> list[str]:
     return complaints
 
 
+def contributing_draws_the_house(root: Path) -> list[str]:
+    """Every room with its level, and no file that is not there."""
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = text.partition("```text\n")[2].partition("```")[0]
+    drawn, floor = {}, ""
+    for line in drawing.splitlines():
+        if named := re.match(r"(\d| ) {1,2}(\w+)(?:/|\.py) ", line):
+            floor = named[1].strip() or floor
+            drawn[named[2]] = int(floor)
+    there = {p.stem for p in (root / "hfrlhf").iterdir() if any(p.glob("*.py")) or p.suffix == ".py"} - {"__init__"}
+    complaints = [f"CONTRIBUTING.md: does not draw {name}" for name in sorted(there - drawn.keys())]
+    complaints += [f"CONTRIBUTING.md: draws {name}, which is not there" for name in sorted(drawn.keys() - there)]
+    for name in sorted(there & drawn.keys()):
+        if drawn[name] != LEVELS.get(name):
+            complaints.append(f"CONTRIBUTING.md: draws {name} on level {drawn[name]}")
+    for name in re.findall(r"(?<![\w/.])((?:\w+/)*\w+\.(?:py|yaml))\b", text):
+        places = [root / name, root / "hfrlhf" / name, *(root / "hfrlhf").rglob(name)]
+        if not any(place.exists() for place in places):
+            complaints.append(f"CONTRIBUTING.md: {name} does not exist")
+    return complaints
+
+
 RULES: list[Callable[[Path], list[str]]] = [
     imports_point_downwards,
     imports_have_no_cycle,
@@ -582,6 +604,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     no_machine_paths,
     nothing_unfinished,
     readme_shows_the_house,
+    contributing_draws_the_house,
 ]
 
 
@@ -614,6 +637,7 @@ def test_the_tree_keeps_the_rule(rule: Callable[[Path], list[str]]) -> None:
 
 GOOD_TREE = {
     "README.md": "The rooms: `core` and `trainers`; the recipe is `recipes/run.py`, maths in `hfrlhf/core/maths.py`.\n",
+    "CONTRIBUTING.md": "```text\n5  trainers/   loops\n0  core/   maths.py\n```\nRead `trainers/loop.py`.\n",
     "pyproject.toml": '[project]\ndependencies = [\n    "numpy>=2",\n    "torch>=2.13,<3",\n]\n',
     "hfrlhf/__init__.py": '"""A package."""\nfrom hfrlhf.trainers.loop import train\n',
     "hfrlhf/core/__init__.py": "",
@@ -726,6 +750,25 @@ BAD_FILES = [
         "gone.py does not exist",
     ),
     (readme_shows_the_house, "README.md", "core trainers recipes/run.py\n" * 181, "181 lines, at most 180"),
+    (contributing_draws_the_house, "hfrlhf/rewards/__init__.py", "", "does not draw rewards"),
+    (
+        contributing_draws_the_house,
+        "CONTRIBUTING.md",
+        "```text\n4  trainers/   loops\n0  core/   maths\n```",
+        "draws trainers on level 4",
+    ),
+    (
+        contributing_draws_the_house,
+        "CONTRIBUTING.md",
+        "```text\n5  trainers/   loops\n0  core/   maths\n   data/   rows\n```",
+        "draws data, which is not there",
+    ),
+    (
+        contributing_draws_the_house,
+        "CONTRIBUTING.md",
+        "```text\n5  trainers/   gone.py\n0  core/   maths\n```",
+        "gone.py does not exist",
+    ),
 ]
 
 

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations import deepspeed as transformers_deepspeed
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import cached_file, find_adapter_config_file
@@ -46,7 +45,6 @@ __all__ = [
     "MODEL_HOOKS",
     "SAFETENSORS_WEIGHTS_NAME",
     "TRAINER_HOOKS",
-    "TRAINING_ARGS_NAME",
     "BaseTunerLayer",
     "Cache",
     "DatasetGenerationError",

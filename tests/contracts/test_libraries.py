@@ -267,11 +267,6 @@ def test_keep_columns(tmp_path: Path) -> None:
     assert set(next(iter(built.get_train_dataloader()))) == {"aside"}
 
 
-def test_training_args_name(tmp_path: Path) -> None:
-    stock_trainer(tmp_path).save_model()
-    assert (tmp_path / libraries.TRAINING_ARGS_NAME).is_file()
-
-
 def test_set_last_rates() -> None:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
