@@ -91,8 +91,9 @@ FROM_INSIDE = {("transformers.utils", "logging")}
 UNDERSCORED_BUT_PUBLIC = {"_replace", "_asdict", "_fields"}  # of a named tuple
 # Whose attributes are assigned from outside, because their libraries would have it so: by the name that we give them.
 ASSIGNED_TO = {
-    *("model", "module", "head", "root", "policy", "parameter", "tokenizer", "config", "peft_config"),
+    *("model", "reward_model", "module", "head", "root", "policy", "parameter", "tokenizer", "config", "peft_config"),
     *("get_text_config", "control", "state", "training_bar", "ctx", "parser", "action", "sys"),
+    "record",  # of settings, as the command line has just read it
 }
 RUN_TRAINER = ("hfrlhf/trainers/run_trainer.py", "RunTrainer")
 UNIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -350,10 +351,11 @@ def assigned_attributes(function: ast.AST) -> Iterator[ast.Attribute]:
 def made_here(function: ast.AST) -> Iterator[str]:
     """Variables that a function binds to what a class, or a copy, has just given it."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):
             called = ast.unparse(node.value.func).split(".")[-1]
             if called[:1].isupper() or called in {"copy", "deepcopy"}:
-                yield from (ast.unparse(target) for target in node.targets)
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                yield from map(ast.unparse, targets)
 
 
 def last_name(node: ast.expr) -> str:
@@ -613,17 +615,11 @@ NOT_YET: dict[Callable[[Path], list[str]], set[str]] = {
     folders_are_small: {"hfrlhf/trainers"},
     collaborators_have_types: {
         "hfrlhf/learning/",
-        "hfrlhf/models/libraries.py",
-        "hfrlhf/rewards/from_file.py",
-        "hfrlhf/settings/unknown_names.py",
         "hfrlhf/trainers/",
     },
     one_class_inherits_the_trainer: {"hfrlhf/trainers/policy_gradient.py"},
     objects_write_their_own_attributes: {
-        "hfrlhf/cli/command_line.py",
         "hfrlhf/learning/",
-        "hfrlhf/rewards/sources.py",
-        "hfrlhf/settings/inherited.py",
         "hfrlhf/trainers/",
     },
     lists_are_lists: {"hfrlhf/trainers/policy_gradient.py"},

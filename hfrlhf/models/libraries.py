@@ -31,7 +31,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, cache_utils
+from transformers import PreTrainedConfig, Trainer, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -136,24 +136,24 @@ def keep_training_format(model: Any) -> None:
 # ---- The Trainer's and the accelerator's state ----------------------------------------------------------------------
 
 
-def losses_of(trainer: Any) -> tuple[Tensor, float, int]:
+def losses_of(trainer: Trainer) -> tuple[Tensor, float, int]:
     """What `train_loss` is made of: the losses since the last log, those logged, and the step of the last log."""
     return trainer._tr_loss, trainer._total_loss_scalar, trainer._globalstep_last_logged
 
 
-def memory_tracker(trainer: Any) -> Any:
+def memory_tracker(trainer: Trainer) -> Any:
     """What `skip_memory_metrics=False` measures with; its methods look at the name of the method that calls them."""
     return trainer._memory_tracker
 
 
-def set_losses(trainer: Any, pending: Tensor, total: float, logged: int) -> None:
+def set_losses(trainer: Trainer, pending: Tensor, total: float, logged: int) -> None:
     """Go on from what `losses_of` gave."""
     trainer._tr_loss, trainer._total_loss_scalar, trainer._globalstep_last_logged = pending, total, logged
 
 
-def keep_columns(trainer: Any, columns: list[str]) -> None:
+def keep_columns(trainer: Trainer, columns: list[str]) -> None:
     """The columns of a dataset that the Trainer leaves in it."""
-    trainer._signature_columns = columns
+    trainer._signature_columns = columns  # type: ignore[assignment]
 
 
 def set_last_rates(schedule: Any, rates: list[Any]) -> None:

@@ -110,7 +110,7 @@ def _no_training() -> Iterator[None]:
             kind.__init__ = init
 
 
-def _refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+def _refuse(self: object, *args: object, **kwargs: object) -> None:
     raise TrainsOnImport
 
 

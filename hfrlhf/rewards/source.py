@@ -73,6 +73,10 @@ class RewardSource(ABC):
     def of(cls, given: Any, offer: Offer) -> Self:
         """The source for one of `reward_funcs` that `takes` took."""
 
+    def rename(self, name: str) -> None:
+        """Take another name, where a source before this one has the same."""
+        self.name = name
+
     @abstractmethod
     def __call__(self, completions: Completions) -> Tensor:
         """[B] float32 scores; NaN where this source has no opinion."""

@@ -195,5 +195,5 @@ def _with_distinct_names(sources: list[RewardSource]) -> list[RewardSource]:
     for source in sources:
         seen[source.name] = seen.get(source.name, 0) + 1
         if seen[source.name] > 1:
-            source.name = f"{source.name}_{seen[source.name]}"
+            source.rename(f"{source.name}_{seen[source.name]}")
     return sources

@@ -57,7 +57,7 @@ def checks_names(arguments: Mapping[str, str], settings: type) -> Callable[[Init
 
     def checked(init: Init) -> Init:
         @functools.wraps(init)
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        def wrapper(self: object, *args: Any, **kwargs: Any) -> None:
             refuse_unknown(kwargs, init, {**own, **arguments}, type(self).__name__)
             init(self, *args, **kwargs)
 
