@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from .strategies.data_parallel import DataParallel
 from .strategies.fully_sharded import FullySharded
@@ -21,7 +21,7 @@ from .strategies.zero import Zero
 STRATEGIES: dict[str, type[DataParallel]] = {row.kind: row for row in (FullySharded, Zero)}
 
 
-def strategy_of(accelerator: Any) -> DataParallel:
+def strategy_of(accelerator: Accelerator) -> DataParallel:
     """The strategy of a run, as its accelerator was set up."""
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     return STRATEGIES.get(kind, DataParallel)(accelerator)
@@ -46,12 +46,12 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
         yield
 
 
-def in_pieces(model: Any) -> bool:
+def in_pieces(model: nn.Module) -> bool:
     """Whether a model's parameters lie in pieces on several processes (ZeRO-3, FSDP)."""
     return any(row.has_piece(parameter) for parameter in model.parameters() for row in STRATEGIES.values())
 
 
-def check_whole(model: Any, role: str) -> None:
+def check_whole(model: nn.Module, role: str) -> None:
     """Refuse a model that was loaded in pieces.
 
     Raises:

@@ -34,7 +34,7 @@ class AdapterReward(ModelSource):
             the head says. reader: of its tokenizer. max_tokens: padded tokens per forward.
     """
 
-    policy: Any
+    policy: PeftModel
     name: str
     head: nn.Linear
     shift: float
@@ -57,6 +57,7 @@ class AdapterReward(ModelSource):
             ValueError: a tokenizer of another vocabulary was given for it.
         """
         name, policy, theirs = as_name(given), offer.policy, offer.policy_tokenizer
+        assert isinstance(policy, PeftModel)  # as `takes` has seen
         if offer.tokenizer is not None and offer.tokenizer.get_vocab() != theirs.get_vocab():
             raise ValueError(
                 f"the reward adapter {name} shares the policy's base and reads the policy's own token ids, but "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..data.prompts import PromptSet
 from ..data.templates import blank_before_answers, template_options
@@ -43,7 +44,7 @@ class Completions:
         ]
 
 
-def completions_of(tokenizer: Any, rollout: Rollout, prompts: PromptSet) -> Completions:
+def completions_of(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, prompts: PromptSet) -> Completions:
     """A rollout of some prompts as reward sources see it."""
     numbers = rollout.row.tolist()
     rows = prompts.rows.select(numbers)
@@ -57,7 +58,9 @@ def completions_of(tokenizer: Any, rollout: Rollout, prompts: PromptSet) -> Comp
     return Completions(rollout, chats, completions, rollout.completion_lists(), columns)
 
 
-def _message(tokenizer: Any, text: str, prompt: list[Any], options: dict[str, Any], rendered: str) -> list[Any]:
+def _message(
+    tokenizer: PreTrainedTokenizerBase, text: str, prompt: list[Any], options: dict[str, Any], rendered: str
+) -> list[Any]:
     """What was written as the assistant's message, without blanks that belong to the template."""
     blank = blank_before_answers(tokenizer, prompt, options, rendered) if text[:1].isspace() else ""
     return [{"role": "assistant", "content": text.removeprefix(blank)}]

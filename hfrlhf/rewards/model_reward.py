@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from ..models.anatomy.dropout import disable_dropout
@@ -27,10 +29,10 @@ from .source import Offer
 class ModelReward(ModelSource):
     """A reward model: the score of the last token it reads (`reading.py`) minus `config.reward_shift` (SPEC §2.1)."""
 
-    model: Any
+    model: PreTrainedModel | PeftModel
     name: str
-    tokenizer: Any
-    policy_tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
+    policy_tokenizer: PreTrainedTokenizerBase
     max_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class ModelReward(ModelSource):
     def to(self, device: torch.device) -> None:
         """Bring the model there; a quantised one is where it was loaded."""
         if not is_quantized(self.model):
-            self.model.to(device)
+            nn.Module.to(self.model, device)  # the model's own `to` has the wrong type
 
     @torch.no_grad()
     def score(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.prompts import PromptSet
@@ -102,7 +102,7 @@ class ModelSource(RewardSource):
         return padded([row.ids for row in self.reader.read(completions)])
 
 
-def saved_tokenizer(name: str) -> Any:
+def saved_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was saved with a model; None where it was saved without: trained with the policy's."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False) if name else None

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.responses import Encoded, encode_parts
@@ -42,8 +44,8 @@ class Reader:
         positions: how many tokens it can read; of a longer row the beginning is left out.
     """
 
-    tokenizer: Any
-    policy_tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
+    policy_tokenizer: PreTrainedTokenizerBase
     vocabulary: int
     eos: bool = True
     positions: int | None = None
@@ -55,7 +57,12 @@ class Reader:
         self.shares_ids = policy_vocab.items() <= vocab.items()  # it may have more, a pad token of its own say
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, policy_tokenizer: Any) -> Reader:
+    def of(
+        cls,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        policy_tokenizer: PreTrainedTokenizerBase,
+    ) -> Reader:
         """The reader of a reward model."""
         eos, positions = ends_with_eos(model.config), positions_of(model)
         return cls(tokenizer, policy_tokenizer, embeddings_of(model), eos, positions)

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from ..data.prompts import PromptSet
@@ -32,9 +34,9 @@ class Offer:
             a function may take; None for no limit.
     """
 
-    policy_tokenizer: Any
-    tokenizer: Any = None
-    policy: Any = None
+    policy_tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None = None
+    policy: PreTrainedModel | PeftModel | None = None
     max_tokens: int = 4096
     timeout: float | None = None
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.prompts import PromptSet
 from ..models.policy.loading import tokenizer_of
@@ -118,11 +120,11 @@ def _refuse_infinite(combined: Tensor, parts: dict[str, Tensor]) -> None:
 
 def reward_source(
     reward_funcs: Any,
-    policy_tokenizer: Any,
+    policy_tokenizer: PreTrainedTokenizerBase,
     processing_classes: Any = None,
     weights: Sequence[float] | None = None,
     max_tokens: int = 4096,
-    policy: Any = None,
+    policy: PreTrainedModel | PeftModel | None = None,
     timeout: float | None = None,
 ) -> WeightedSum:
     """The one source a trainer uses, from what a user passes.

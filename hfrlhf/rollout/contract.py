@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..experience import Prompts, Rollout
+
+# A causal language model of transformers, plain or wrapped by PEFT.
+LanguageModel: TypeAlias = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Sampling:
 class Generator(Protocol):
     """A backend that samples responses: prompts in, a `Rollout` out."""
 
-    def generate(self, model: Any, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
+    def generate(self, model: LanguageModel, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
         """One response per prompt from the model, random only in the address and the prompts' episodes.
 
         Args:
@@ -59,7 +64,7 @@ class TakesSampling(Protocol):
 class KeepsWeights(Protocol):
     """A generator with weights of its own, an engine's say."""
 
-    def sync_weights(self, model: Any) -> None:
+    def sync_weights(self, model: LanguageModel) -> None:
         """Called before each `generate`, with the model that it will get: its weights may have changed."""
         ...
 

@@ -18,6 +18,7 @@ from ..experience import Prompts, left_aligned
 from ..models.anatomy.forward import forward_flags
 from ..models.policy.response_states import causal_lm, transformed_logits
 from ..models.reward.head import backbone_of
+from .contract import LanguageModel
 
 # Prompts at least this share as long as the longest of their group are prefilled together, fewer tokens always.
 SIMILAR_LENGTH, SMALL_GROUP = 3 / 4, 256
@@ -58,7 +59,9 @@ class Rows(Protocol):
         """Let only the given rows stay."""
 
 
-def rows_in_loop(model: Any, prompts: Prompts, steps: int, decoding: Decoding, small_group: int = SMALL_GROUP) -> Rows:
+def rows_in_loop(
+    model: LanguageModel, prompts: Prompts, steps: int, decoding: Decoding, small_group: int = SMALL_GROUP
+) -> Rows:
     """The rows of prompts in ascending length, to which at most `steps` tokens will be appended."""
     if decoding.state is None:
         return WholeRows(model, prompts, steps)
@@ -72,7 +75,7 @@ class WholeRows:
         model: causal language model, plain or wrapped by PEFT. prompts: any lengths. steps: most tokens to append.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, steps: int):
+    def __init__(self, model: LanguageModel, prompts: Prompts, steps: int):
         self.lm = causal_lm(model)
         ids, self.lengths = left_aligned(prompts.input_ids, prompts.attention_mask.bool())
         self.ids = pad(ids, (0, steps))
@@ -103,7 +106,9 @@ class CachedRows:
             append. decoding: how. small_group: tokens below which prompts of any lengths are prefilled together.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, steps: int, decoding: Decoding, small_group: int = SMALL_GROUP):
+    def __init__(
+        self, model: LanguageModel, prompts: Prompts, steps: int, decoding: Decoding, small_group: int = SMALL_GROUP
+    ):
         self.model, self.decoding, self.small_group = model, decoding, small_group
         lengths = prompts.attention_mask.sum(-1)
         self.lengths = lengths.tolist()

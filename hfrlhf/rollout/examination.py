@@ -26,6 +26,7 @@ from ..models.anatomy.precision import mismatch_bound
 from ..models.anatomy.sizes import device_of, embeddings_of
 from ..models.libraries import EMPTY_LAYER, Cache, DynamicLayer, DynamicSlidingWindowLayer, is_stateful
 from ..models.policy.response_states import causal_lm
+from .contract import LanguageModel
 from .decoding import Decoding, rows_in_loop
 
 # Where a state is no `Cache` of transformers: the names under which its models give it back.
@@ -43,7 +44,7 @@ class DecodingIsWrong(ValueError):
     """A model cannot be sampled step by step: it does not use what it is given to remember."""
 
 
-def examined(model: Any, anew: bool = False) -> Decoding:
+def examined(model: LanguageModel, anew: bool = False) -> Decoding:
     """How a model is sampled; found out once for each model, and remembered.
 
     Args:
@@ -59,7 +60,7 @@ def examined(model: Any, anew: bool = False) -> Decoding:
 
 
 @torch.no_grad()
-def _examine(model: Any) -> Decoding:
+def _examine(model: LanguageModel) -> Decoding:
     lm = causal_lm(model)
     tokens, bound = some_tokens(lm), mismatch_bound(model)
     options, outputs = _first_forward(model, tokens[:1, : LENGTHS[-1]])
@@ -85,13 +86,13 @@ def _examine(model: Any) -> Decoding:
     )
 
 
-def _cache_is_off(lm: Any) -> bool:
+def _cache_is_off(lm: LanguageModel) -> bool:
     """The library's own switch. It stands at False in many checkpoints, left there by a training: it is asked only
     where the cache does not work."""
     return getattr(lm.generation_config, "use_cache", None) is False
 
 
-def _refuse_lost_cache(lm: Any) -> None:
+def _refuse_lost_cache(lm: LanguageModel) -> None:
     """A model whose configuration speaks of a cache and that gives none back has lost it on the way.
 
     Those that keep their state inside themselves (RecurrentGemma) give none back either.
@@ -104,7 +105,7 @@ def _refuse_lost_cache(lm: Any) -> None:
         )
 
 
-def _without_state(model: Any, tokens: Tensor, expected: Tensor) -> Decoding:
+def _without_state(model: LanguageModel, tokens: Tensor, expected: Tensor) -> Decoding:
     """Whole sequences at every step, if that at least is right."""
     kind, bound, decoding = type(causal_lm(model)).__name__, mismatch_bound(model), Decoding(state=None)
     off = mismatch(model, tokens, decoding, expected, ALL_TOGETHER)
@@ -136,14 +137,14 @@ REMEDY = (
 # ---- What a model gives back --------------------------------------------------------------------------------------
 
 
-def some_tokens(lm: Any) -> Tensor:
+def some_tokens(lm: LanguageModel) -> Tensor:
     """[rows, longest prompt + steps] token ids from all over the vocabulary."""
     shape = len(LENGTHS), LENGTHS[-1] + STEPS
     ids = torch.arange(shape[0] * shape[1], device=device_of(lm)) * 7919 + 11
     return (ids % embeddings_of(lm)).view(shape)
 
 
-def _first_forward(model: Any, ids: Tensor) -> tuple[tuple[str, ...], Any]:
+def _first_forward(model: LanguageModel, ids: Tensor) -> tuple[tuple[str, ...], Any]:
     """Which of `OPTIONS` the forward takes, and what it gives back."""
     values = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None], "logits_to_keep": 1}
     for options in OPTIONS:
@@ -178,7 +179,7 @@ def _candidates(found: Decoding, state: Any) -> Iterator[Decoding]:
 # ---- Whether the numbers are right --------------------------------------------------------------------------------
 
 
-def plain_logprobs(lm: Any, tokens: Tensor) -> Tensor:
+def plain_logprobs(lm: LanguageModel, tokens: Tensor) -> Tensor:
     """[rows, steps, V] log-probs behind each prompt and each token appended to it: each row alone, nothing else."""
     rows = []
     for ids, length in zip(tokens, LENGTHS, strict=True):
@@ -187,7 +188,9 @@ def plain_logprobs(lm: Any, tokens: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def mismatch(model: Any, tokens: Tensor, decoding: Decoding, expected: Tensor, batches: list[list[int]]) -> float:
+def mismatch(
+    model: LanguageModel, tokens: Tensor, decoding: Decoding, expected: Tensor, batches: list[list[int]]
+) -> float:
     """How far the log-probs of a way to decode are from the expected ones, in nats per sampled token.
 
         mean over rows and steps of Σ_v π(v)·|log π'(v) − log π(v)|
@@ -203,7 +206,7 @@ def mismatch(model: Any, tokens: Tensor, decoding: Decoding, expected: Tensor, b
     return float(off[seen].mean()) if seen.any() else math.inf
 
 
-def _decoded(model: Any, tokens: Tensor, decoding: Decoding, rows: list[int]) -> Tensor:
+def _decoded(model: LanguageModel, tokens: Tensor, decoding: Decoding, rows: list[int]) -> Tensor:
     """[rows, steps, V] log-probs of some rows as the decode loop gets them, NaN where a row has left."""
     tokens, lengths = tokens[rows], torch.tensor([LENGTHS[row] for row in rows], device=tokens.device)
     batch = rows_in_loop(model, prompts_of(tokens, lengths.tolist()), STEPS, decoding, 0)

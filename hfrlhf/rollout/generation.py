@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from ..core.randomness import uniforms
 from ..experience import Prompts, Rollout
 from ..models.anatomy.sizes import largest
 from ..models.policy.checks import check_positions
-from .contract import Sampling
+from .contract import LanguageModel, Sampling
 from .decoding import Decoding, rows_in_loop
 from .examination import examined
 from .sampling import draw, warn_of_own_sampling
@@ -73,7 +72,7 @@ class TransformersGenerator:
             raise ValueError(f"max_rows={self.max_rows}: at least one row is decoded at a time; None sets no limit")
 
     @torch.no_grad()
-    def generate(self, model: Any, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
+    def generate(self, model: LanguageModel, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
         """One response per prompt, a function of the model, the prompt, the address and the prompt's episode.
 
         Args:
@@ -104,7 +103,7 @@ class TransformersGenerator:
                 tokens[rows], logprobs[rows] = self._decode(model, here.select(rows), numbers[rows], decoding)
         return self._rollout(here, tokens, logprobs).to(prompts.input_ids.device)
 
-    def _batches(self, model: Any, prompts: Prompts, pads: bool) -> list[Tensor]:
+    def _batches(self, model: LanguageModel, prompts: Prompts, pads: bool) -> list[Tensor]:
         """Rows that are decoded together: neighbours in length, as many as memory allows, shared out evenly.
 
         Without padding all rows of a batch are of one length.
@@ -117,7 +116,9 @@ class TransformersGenerator:
         alike = [order] if pads else order.split(lengths.unique(return_counts=True)[1].tolist())
         return [part for group in alike for part in group.tensor_split(math.ceil(len(group) / rows))]
 
-    def _decode(self, model: Any, prompts: Prompts, numbers: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, model: LanguageModel, prompts: Prompts, numbers: Tensor, decoding: Decoding
+    ) -> tuple[Tensor, Tensor]:
         """[b,A] tokens and log-probs for prompts in ascending length; behind a row's stop token they mean nothing."""
         steps = self.max_completion_length
         batch = rows_in_loop(model, prompts, steps, decoding)
@@ -167,7 +168,7 @@ class TransformersGenerator:
         )
 
 
-def rows_that_fit(model: Any, tokens: int) -> int:
+def rows_that_fit(model: LanguageModel, tokens: int) -> int:
     """How many rows of so many tokens a KV cache of a quarter of the device's memory holds (of 1 GiB on the CPU).
 
     A fixed share, not what happens to be free: a resumed run must form the same batches.

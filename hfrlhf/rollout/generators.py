@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..experience import Prompts, Rollout
-from .contract import Generator, KeepsWeights, Sampling, TakesSampling, check_rollout
+from .contract import Generator, KeepsWeights, LanguageModel, Sampling, TakesSampling, check_rollout
 from .generation import TransformersGenerator
 
 # By the setting `generator`: what makes one for a run.
@@ -68,7 +68,9 @@ def generator_of(given: Any, name: str, sampling: Sampling) -> Generator:
     return generator
 
 
-def sample(generator: Generator, model: Any, prompts: Prompts, address: tuple[int, ...], sampling: Sampling) -> Rollout:
+def sample(
+    generator: Generator, model: LanguageModel, prompts: Prompts, address: tuple[int, ...], sampling: Sampling
+) -> Rollout:
     """A rollout from a generator, looked at once and brought to the CPU.
 
     Raises:

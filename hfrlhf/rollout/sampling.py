@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..reporting.screen import RunWarning
+from .contract import LanguageModel
 
 # Settings of a model's generation_config that change which token is drawn, with the values at which they do nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -79,7 +80,7 @@ def _invert(masses: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=masses.shape[1] - 1)
 
 
-def warn_of_own_sampling(model: Any, temperature: float) -> None:
+def warn_of_own_sampling(model: LanguageModel, temperature: float) -> None:
     """Say once what in the model's generation_config is not used because it would change the sampling."""
     config = getattr(model, "generation_config", None)
     found = {name: getattr(config, name, None) for name in NEUTRAL}

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -39,7 +40,7 @@ class DataParallel:
     needs_gpus: ClassVar[bool] = False
     remedy: ClassVar[str] = ""
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
 
     @classmethod
@@ -90,12 +91,12 @@ class DataParallel:
     # ---- Whole for a while --------------------------------------------------------------------------------------
 
     @classmethod
-    def is_prepared(cls, model: Any) -> bool:
+    def is_prepared(cls, model: nn.Module) -> bool:
         """Whether the strategy has put its own module or engine around a model, which then loads and saves it."""
         return False
 
     @contextmanager
-    def whole(self, model: Any, device: torch.device | str) -> Iterator[None]:
+    def whole(self, model: nn.Module, device: torch.device | str) -> Iterator[None]:
         """Every parameter at hand on every process, to be read; each process may run as many forwards as it likes.
 
         All processes enter and leave together. A model that is whole anyway is left alone.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from .data_parallel import DataParallel
@@ -51,12 +51,12 @@ class FullySharded(DataParallel):
             )
 
     @classmethod
-    def is_prepared(cls, model: Any) -> bool:
+    def is_prepared(cls, model: nn.Module) -> bool:
         """Whether it is an FSDP module."""
         return isinstance(model, FSDPModule)
 
     @contextmanager
-    def whole(self, model: Any, device: torch.device | str) -> Iterator[None]:
+    def whole(self, model: nn.Module, device: torch.device | str) -> Iterator[None]:
         """As `DataParallel.whole`; every module keeps its parameters together after a forward."""
         if not self.is_prepared(model):
             with super().whole(model, device):
@@ -67,7 +67,7 @@ class FullySharded(DataParallel):
 
 
 @contextmanager
-def unsharded(root: Any) -> Iterator[None]:
+def unsharded(root: nn.Module) -> Iterator[None]:
     """Every parameter of an FSDP module at hand on every process, to be read."""
     parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
     _initialize(root)

@@ -83,12 +83,12 @@ class Zero(DataParallel):
             )
 
     @classmethod
-    def is_prepared(cls, model: Any) -> bool:
+    def is_prepared(cls, model: nn.Module) -> bool:
         """Whether it is DeepSpeed's engine."""
         return hasattr(model, "zero_optimization")
 
     @contextmanager
-    def whole(self, model: Any, device: torch.device | str) -> Iterator[None]:
+    def whole(self, model: nn.Module, device: torch.device | str) -> Iterator[None]:
         """As `DataParallel.whole`; ZeRO-3's pieces put together, its forward no longer fetching them."""
         if not any(map(self.has_piece, model.parameters())):
             with super().whole(model, device):
