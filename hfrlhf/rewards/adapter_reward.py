@@ -18,7 +18,7 @@ from ..models.anatomy.sizes import device_of, embeddings_of
 from ..models.reward.adapter import OWN_BASE, add_reward_adapter
 from ..models.reward.head import backbone_of
 from ..models.reward.scoring import evaluating, last_states
-from .model_source import ModelSource, saved_tokenizer
+from .model_source import ModelSource, asks_for_own_base, saved_tokenizer
 from .reading import Reader, scores_of
 from .source import Offer
 
@@ -44,10 +44,10 @@ class AdapterReward(ModelSource):
     @classmethod
     def takes(cls, given: Any, offer: Offer) -> bool:
         """The name or path of an adapter, where the policy has one too and no base of its own is asked for."""
-        given = as_name(given)
-        if not isinstance(offer.policy, PeftModel) or not isinstance(given, str) or given.startswith(OWN_BASE):
+        if not isinstance(offer.policy, PeftModel) or asks_for_own_base(given):
             return False
-        return is_adapter(given, {})
+        name = as_name(given)
+        return isinstance(name, str) and is_adapter(name, {})
 
     @classmethod
     def of(cls, given: Any, offer: Offer) -> Self:

@@ -20,7 +20,7 @@ from ..models.libraries import name_or_path
 from ..models.quantization import is_quantized
 from ..models.reward.adapter import OWN_BASE
 from ..models.reward.scoring import last_token_scores, load_reward_model
-from .model_source import ModelSource, saved_tokenizer
+from .model_source import ModelSource, asks_for_own_base, saved_tokenizer
 from .reading import Reader
 from .source import Offer
 
@@ -42,7 +42,7 @@ class ModelReward(ModelSource):
     @classmethod
     def takes(cls, given: Any, offer: Offer) -> bool:
         """A model, or a model's name or path (`own:` before it: an adapter with a base of its own)."""
-        return isinstance(as_name(given), str | nn.Module)
+        return asks_for_own_base(given) or isinstance(as_name(given), str | nn.Module)
 
     @classmethod
     def of(cls, given: Any, offer: Offer) -> Self:
@@ -51,7 +51,7 @@ class ModelReward(ModelSource):
         Raises:
             ValueError: a language model without a score head.
         """
-        given = as_name(given.removeprefix(OWN_BASE) if isinstance(given, str) else given)
+        given = as_name(given.removeprefix(OWN_BASE) if asks_for_own_base(given) else given)
         name = given if isinstance(given, str) else name_or_path(given.config)
         model, is_new_head = load_reward_model(given, return_new_head=True)
         if is_new_head:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.prompts import PromptSet
+from ..models.reward.adapter import OWN_BASE
 from .completions import Completions
 from .reading import Reader, padded, scores_of
 from .source import RewardSource
@@ -100,6 +101,11 @@ class ModelSource(RewardSource):
     def _inputs(self, completions: Completions) -> tuple[Tensor, Tensor]:
         """ids [B,L] and mask [B,L], real tokens first: what is scored, to look at."""
         return padded([row.ids for row in self.reader.read(completions)])
+
+
+def asks_for_own_base(given: Any) -> bool:
+    """Whether a reward is the name of an adapter that is to get a base of its own."""
+    return isinstance(given, str) and given.startswith(OWN_BASE)
 
 
 def saved_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
