@@ -14,7 +14,7 @@ from hfrlhf.models.adapters import adapter, with_adapter
 from hfrlhf.models.policy.actor_critic import ActorCritic
 from hfrlhf.models.policy.loading import load_policy
 from hfrlhf.models.policy.reference import make_reference
-from tests.models.test_actor_critic import ragged_rollout
+from tests.models.policy.test_actor_critic import ragged_rollout
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3, task_type="CAUSAL_LM")
 

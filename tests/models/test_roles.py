@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from hfrlhf.models.adapters import adapter, add_value_adapter, roles_of, with_adapter
 from hfrlhf.models.libraries import keep_training_format
 from hfrlhf.models.policy.actor_critic import ActorCritic, checkpoints_activations
-from tests.models.test_actor_critic import ragged_rollout
+from tests.models.policy.test_actor_critic import ragged_rollout
 
 POLICY = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 VALUE = LoraConfig(r=2, target_modules=["k_proj", "o_proj", "down_proj"], task_type="CAUSAL_LM")

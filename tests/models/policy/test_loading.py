@@ -27,7 +27,7 @@ from hfrlhf.models.policy.checks import check_positions, check_stop_token, check
 from hfrlhf.models.policy.loading import load_policy, load_tokenizer, load_value_model
 from hfrlhf.models.policy.reference import make_reference
 from hfrlhf.models.reward.scoring import last_token_scores, load_reward_model, save_adapter_settings
-from tests.models.test_actor_critic import ragged_rollout
+from tests.models.policy.test_actor_critic import ragged_rollout
 
 LORA = {"target_modules": "all-linear", "r": 2, "init_lora_weights": False}
 

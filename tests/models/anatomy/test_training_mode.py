@@ -21,7 +21,7 @@ from hfrlhf.models.anatomy.training_mode import quieten
 from hfrlhf.models.policy.actor_critic import ActorCritic
 from hfrlhf.models.policy.loading import load_policy
 from tests.conftest import word_tokenizer
-from tests.models.test_actor_critic import ragged_rollout
+from tests.models.policy.test_actor_critic import ragged_rollout
 
 SIZES = {
     "vocab_size": 20,

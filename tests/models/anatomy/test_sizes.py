@@ -28,7 +28,7 @@ from hfrlhf.models.policy.actor_critic import ActorCritic
 from hfrlhf.models.reward.scoring import last_token_scores, load_reward_model
 from hfrlhf.rewards.reading import padded
 from tests.conftest import word_tokenizer
-from tests.models.test_actor_critic import ragged_rollout, row_by_row
+from tests.models.policy.test_actor_critic import ragged_rollout, row_by_row
 
 SIZES = {
     "vocab_size": 20,

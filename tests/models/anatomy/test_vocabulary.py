@@ -31,7 +31,7 @@ from hfrlhf.core.logprobs import linear_logprobs
 from hfrlhf.models.policy.actor_critic import ActorCritic
 from hfrlhf.models.policy.reference import make_reference
 from tests.conftest import word_tokenizer
-from tests.models.test_actor_critic import ragged_rollout
+from tests.models.policy.test_actor_critic import ragged_rollout
 
 KNOWN, PADDED = 20, 60
 OPTIONS: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
