@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ..data.prompts import PromptSet, prepare_prompts
-from ..experience import concatenate
-from ..models.libraries import speed_metrics
+import torch
+
+from ..data.prompts import PromptSet, prepare_prompts, prompt_batch
 from ..reporting.metrics import evaluation_metrics
-from .prompt_checks import check_prompts, models_of
+from ..settings.policy_gradient import PolicyGradientConfig
+from .batches import EVALUATION, Share
+from .experience_maker import ExperienceMaker
+from .start_checks import check_prompts
 
 # One set of prompts, several by name, or none.
 Prepared = PromptSet | dict[str, PromptSet] | None
@@ -38,54 +41,63 @@ def prompt_sets(prepared: Prepared) -> dict[str, PromptSet]:
     return {} if prepared is None else {"eval dataset": prepared}
 
 
-def chosen_prompts(trainer: Any, dataset: Any) -> PromptSet | dict[str, PromptSet]:
-    """The prompts to evaluate on: those of `dataset`, of the trainer's set that it names, or the trainer's own.
+@dataclass(frozen=True)
+class Evaluator:
+    """Answers the same prompts with the same draws whenever it is asked.
 
-    Raises:
-        ValueError: there are none, or none of that name.
+    Args:
+        own: the prompts of the run's evaluation datasets. maker: gives who samples and scores.
+        share: what of the work is this process's. args: the run's settings.
     """
-    own = trainer.eval_prompts
-    if dataset is None or isinstance(dataset, str):
-        if own is None:
+
+    own: Prepared
+    maker: Callable[[], ExperienceMaker]
+    share: Share
+    args: PolicyGradientConfig
+
+    def chosen(self, dataset: Any) -> PromptSet | dict[str, PromptSet]:
+        """The prompts to evaluate on: those of `dataset`, of the run's set that it names, or the run's own.
+
+        Raises:
+            ValueError: there are none, none of that name, or ones that a model cannot read.
+        """
+        if dataset is not None and not isinstance(dataset, str):
+            return self._prepared(dataset)
+        if self.own is None:
             raise ValueError("evaluate() needs prompts: pass `eval_dataset` to it or to the trainer")
         if dataset is None:
-            return own
-        if not isinstance(own, dict) or dataset not in own:
-            names = sorted(own) if isinstance(own, dict) else "a single dataset without a name"
+            return self.own
+        if not isinstance(self.own, dict) or dataset not in self.own:
+            names = sorted(self.own) if isinstance(self.own, dict) else "a single dataset without a name"
             raise ValueError(f"evaluate({dataset!r}): the trainer's `eval_dataset` has {names}")
-        return own[dataset]
-    prepared = prepare_evaluation(dataset, trainer.processing_class, trainer.args.max_prompt_length)
-    assert prepared is not None
-    tokenizer, completion = trainer.processing_class, trainer.args.max_completion_length
-    check_prompts(prompt_sets(prepared), models_of(trainer), tokenizer, completion)
-    return prepared
+        return self.own[dataset]
 
+    def _prepared(self, dataset: Any) -> PromptSet | dict[str, PromptSet]:
+        maker = self.maker()
+        tokenizer, models = maker.tokenizer, maker.actor_critic()
+        prepared = prepare_evaluation(dataset, tokenizer, self.args.max_prompt_length)
+        assert prepared is not None
+        readers = {"policy": models.policy, "reference": maker.reference.model, "value model": models.value_model}
+        check_prompts(prompt_sets(prepared), readers, tokenizer, self.args.max_completion_length)
+        return prepared
 
-def evaluate_each(trainer: Any, prompts: dict[str, PromptSet], prefix: str) -> dict[str, float]:
-    """The metrics of each set, its name in theirs, as the stock Trainer has it."""
-    metrics: dict[str, float] = {}
-    own = trainer.eval_prompts
-    for name, part in prompts.items():
-        is_own = isinstance(own, dict) and own.get(name) is part
-        metrics |= trainer.evaluate(name if is_own else part.rows, metric_key_prefix=f"{prefix}_{name}")
-    return metrics
+    def name_of(self, name: str, prompts: PromptSet) -> Any:
+        """What to pass to `evaluate()` for one set of several: its name where it is the run's own, else its rows."""
+        return name if isinstance(self.own, dict) and self.own.get(name) is prompts else prompts.rows
 
+    def metrics(self, prompts: PromptSet, prefix: str, after_part: Callable[[], None]) -> dict[str, float]:
+        """Sample and score, `per_device_eval_batch_size` prompts at a time; all processes take part.
 
-def evaluate_prompts(trainer: Any, prompts: PromptSet, prefix: str) -> dict[str, float]:
-    """Sample, score and log; `per_device_eval_batch_size` prompts at a time.
+        Args:
+            prefix: of the metrics' names. after_part: called after each part, for a progress bar.
 
-    How long it took stands in the log alone: the metrics are the same whenever they are asked for.
-    """
-    started = time.time()
-    mine, address = trainer.evaluation_prompts(prompts)
-    with trainer.whole_model():
-        parts = []
-        for part in mine.split(trainer.args.per_device_eval_batch_size):
-            parts.append(trainer.generate(part, address))
-            trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
-        rollout = concatenate(parts)
-        seen = trainer.evaluate_rollout(rollout, *trainer.score(trainer.describe(rollout, prompts)))
-    metrics = evaluation_metrics(trainer.gather(seen), prefix)
-    metrics |= {f"{prefix}_{name}": mean for name, mean in trainer.notes.means().items()}
-    trainer.log(metrics | speed_metrics(prefix, started, num_samples=len(prompts)))
-    return metrics
+        Raises:
+            ValueError: fewer prompts than processes.
+        """
+        if len(prompts.ids) < self.share.processes:
+            raise ValueError(f"{len(prompts.ids)} evaluation prompts for {self.share.processes} processes: give more")
+        maker, mine = self.maker(), self.share.of(torch.arange(len(prompts.ids)))
+        parts = prompt_batch(prompts, mine, mine).split(self.args.per_device_eval_batch_size or len(mine))
+        seen = maker.sample_and_score(prompts, parts, (self.args.seed, EVALUATION), after_part)
+        noted = {f"{prefix}_{name}": mean for name, mean in maker.notes.means().items()}
+        return evaluation_metrics(seen, prefix) | noted

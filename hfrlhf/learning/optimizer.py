@@ -187,6 +187,44 @@ def on_groups(given: Factory, args: TrainingArguments, groups: Groups) -> Factor
     return cls, {"lr": args.learning_rate} | settings | {"params": groups(rates["lr"], rates["weight_decay"])}
 
 
+def rates_of(cls: Any, settings: Mapping[str, Any], args: TrainingArguments, passed: bool) -> tuple[float, float]:
+    """Learning rate and weight decay for our groups; refuse an optimiser that groups parameters itself.
+
+    Args:
+        cls, settings: as `get_optimizer_cls_and_kwargs` gives them. passed: whether the trainer was given the class.
+
+    Raises:
+        ValueError: the message names it.
+    """
+    if is_class(cls) and (passed or not set(OWN_GROUPS) & settings.keys()):
+        return settings.get("lr", args.learning_rate), settings.get("weight_decay", args.weight_decay)
+    name = getattr(cls, "__name__", cls) if passed else f"optim={getattr(args.optim, 'value', args.optim)!r}"
+    raise ValueError(
+        f"{name} makes its own parameter groups, so that policy and critic could not have their own learning rates; "
+        "use 'adamw_torch', 'adamw_bnb_8bit' or another plain optimiser"
+    )
+
+
+def policy_and_critic_groups(
+    model: nn.Module, critic: Collection[str], decays: Collection[str], rates: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Policy and critic × decay and no decay, each with its learning rate.
+
+    Args:
+        model: whose parameters train. critic: the names of the critic's own. decays: of those with weight decay.
+        rates: of "policy" and "value".
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(("value" if name in critic else "policy", name in decays), []).append(parameter)
+    return [
+        {"params": groups[key], "lr": rates[key[0]], "weight_decay": weight_decay if key[1] else 0.0}
+        | {"name": f"{key[0]}/{'decay' if key[1] else 'no_decay'}"}
+        for key in sorted(groups, key=lambda k: (k[0] != "policy", not k[1]))
+    ]
+
+
 def check_groups_are_ours(optimizer: Any, groups_are_read: bool, strategy: DataParallel) -> None:
     """Refuse an optimiser from outside where parts of the model can only rest by the names of its groups.
 

@@ -7,7 +7,7 @@ reference is the policy where training starts from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,8 +18,11 @@ from ..core.masking import masked_mean
 from ..data.prompts import PromptSet, prompt_batch
 from ..experience import Rollout, concatenate
 from ..models.anatomy.precision import MISMATCH_BOUNDS, precision_of
+from ..models.anatomy.sizes import embeddings_of
 from ..models.anatomy.training_mode import quieten
+from ..models.anatomy.vocabulary import check_ids
 from ..models.policy.actor_critic import check_head
+from ..models.policy.checks import check_positions
 from ..models.policy.reference import Reference
 from ..models.policy.response_states import causal_lm
 from ..rewards.completions import Completions
@@ -138,3 +141,19 @@ def _compare(what: str, together: Tensor, alone: Tensor, precision: str) -> None
             f"{SHARES[precision] * scale:.2g} is rounding). Its model is not causal, reads padding, or has noise left "
             "on; pass another"
         )
+
+
+def check_prompts(sets: Mapping[str, PromptSet], models: Mapping[str, Any], tokenizer: Any, completion: int) -> None:
+    """Refuse prompts that a model cannot read together with a response.
+
+    Args:
+        sets: of prompts, by what to call them. models: by their roles, "policy" among them; what is no model (a critic
+            that is a head) reads all. completion: tokens a response may have.
+
+    Raises:
+        ValueError: a token the policy has no embedding for, or more tokens than one of the models has positions for.
+    """
+    for name, prompts in sets.items():
+        check_ids(prompts.ids, tokenizer, embeddings_of(models["policy"]), "policy", name)
+    longest = max(len(ids) for prompts in sets.values() for ids in prompts.ids)
+    check_positions(dict(models), longest, completion)

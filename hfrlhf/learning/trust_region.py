@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..algorithms import Algorithm
 from ..core.kl import exact_kl
 from ..core.masking import LOSS_ITEMS, at_least_float32, masked_sum
 from ..core.policy_losses import POLICY_LOSSES
@@ -23,29 +24,34 @@ from ..models.anatomy.sizes import outputs_of
 from ..models.policy.actor_critic import ActorCritic
 from ..models.policy.response_states import ResponseStates, causal_lm, rows_at_a_time, vocabulary_logits
 from ..models.reward.head import backbone_of
+from ..settings.policy_gradient import TRPOConfig
 
 
 class TrustRegionProblem:
     """maximise E[ρ_t·A_t] subject to mean KL(π_old ‖ π_θ) ≤ δ, around the policy as it is now (SPEC §6.8).
 
     Args:
-        trainer: in whose cycle is the experience; its mini-batch is the whole rollout.
-        damping: added to the Fisher matrix's diagonal.
+        actor_critic: the policy with its critic, in eval mode. mine: this process's rows of the rollout.
+        row: whose loss is the surrogate. mask: [B,A] of the whole rollout, on all processes.
+        args: settings. accelerator: precision and processes.
     """
 
-    def __init__(self, trainer: Any, damping: float) -> None:
-        trainer.model.eval()
-        self.trainer, self.damping = trainer, damping
-        self.actor_critic: ActorCritic = trainer.unwrapped()
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        mine: Experience,
+        row: Algorithm,
+        mask: Tensor,
+        args: TRPOConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self.actor_critic, self.row, self.args, self.accelerator = actor_critic, row, args, accelerator
         self.parameters = self.actor_critic.policy_parameters()
         self.old = [parameter.data for parameter in self.parameters]
-        experience = trainer.cycle.experience
-        rows = torch.cat(trainer.deal(torch.arange(len(experience))))
-        mine = experience.select(rows)
-        chunks = chunks_by_length(mine.lengths, trainer.args.max_tokens_per_micro_batch)
-        self.chunks = [mine.select(chunk).to(trainer.args.device) for chunk in chunks]
-        self.tokens = LOSS_ITEMS["tokens"](experience.action_mask)
-        self.items = LOSS_ITEMS[trainer.args.loss_normalization](experience.action_mask)
+        chunks = chunks_by_length(mine.lengths, args.max_tokens_per_micro_batch)
+        self.chunks = [mine.select(chunk).to(args.device) for chunk in chunks]
+        self.tokens = LOSS_ITEMS["tokens"](mask)
+        self.items = LOSS_ITEMS[args.loss_normalization](mask)
         self.kept: list[Tensor] = []  # the KL's gradient with its graph, between Fisher-vector products
         self.start = 0.0  # the surrogate of the policy as it is, known once `evaluate` was asked for it
 
@@ -53,7 +59,7 @@ class TrustRegionProblem:
         """[P] g, the gradient of the surrogate at θ_old."""
         total = torch.zeros_like(at_least_float32(flatten(self.old)))
         for chunk in self.chunks:
-            with self.trainer.accelerator.autocast():
+            with self.accelerator.autocast():
                 logprobs = self.actor_critic(chunk, need_entropy=False).logprobs
             surrogate = self._surrogate(logprobs, chunk) / self.items
             total += flatten(torch.autograd.grad(surrogate, self.parameters, materialize_grads=True))
@@ -67,7 +73,11 @@ class TrustRegionProblem:
             gradient = self.kept or self._kl_gradient(chunk)
             self.kept = gradient if keep else []
             total += fisher_vector_product(gradient, self.parameters, vector, keep)
-        return self._summed(total) + self.damping * vector
+        return self._summed(total) + self.args.cg_damping * vector
+
+    def forget_graph(self) -> None:
+        """No more products are asked for: the memory of the graph is free again."""
+        self.kept = []
 
     def _kl_gradient(self, chunk: Experience) -> list[Tensor]:
         logits = self._logits(ResponseStates.of(chunk))
@@ -104,8 +114,7 @@ class TrustRegionProblem:
 
     def _surrogate(self, logprobs: Tensor, chunk: Experience) -> Tensor:
         """Σ_t ρ_t·A_t of a chunk: the algorithm's loss with its sign turned."""
-        loss = POLICY_LOSSES[self.trainer.algorithm.loss]
-        options = self.trainer.policy_loss_options
+        loss, options = POLICY_LOSSES[self.row.loss], self.args.policy_loss_options
         return -masked_sum(loss(logprobs, chunk.old_logprobs, chunk.advantages, options), chunk.action_mask)
 
     def _moved_chunk(self, chunk: Experience, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,11 +137,11 @@ class TrustRegionProblem:
             return self._head(self._hidden(states))
 
     def _hidden(self, states: ResponseStates) -> Tensor:
-        with self.trainer.accelerator.autocast():
+        with self.accelerator.autocast():
             return states.run(backbone_of(causal_lm(self.actor_critic.policy)))[states.index]
 
     def _head(self, hidden: Tensor) -> Tensor:
-        with self.trainer.accelerator.autocast():
+        with self.accelerator.autocast():
             policy, temperature = causal_lm(self.actor_critic.policy), self.actor_critic.temperature
             return vocabulary_logits(policy, hidden, temperature, self.actor_critic.vocabulary)
 
@@ -140,4 +149,4 @@ class TrustRegionProblem:
         return rows_at_a_time(outputs_of(self.actor_critic.policy))
 
     def _summed(self, tensor: Tensor) -> Tensor:
-        return self.trainer.accelerator.reduce(tensor, "sum")
+        return self.accelerator.reduce(tensor, "sum")

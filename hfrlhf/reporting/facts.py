@@ -133,18 +133,6 @@ class PolicyRun(Planned, Protocol):
         """Policy and critic."""
 
 
-class StartingRun(PolicyRun, Protocol):
-    """A policy's run as far as it knows whether it has trained before."""
-
-    @property
-    def is_in_train(self) -> bool:
-        """Whether it is training."""
-
-    @property
-    def trainings(self) -> int:
-        """How often it has been asked to train."""
-
-
 class SamplingRun(PolicyRun, Protocol):
     """A policy's run that can sample: responses, and what rewards see of them."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +13,6 @@ from torch import Tensor
 from ..core.kl import kl_penalty
 from ..core.masking import masked_mean, masked_sum
 from ..experience import EvaluatedRollout
-from .facts import StartingRun
-from .screen import RunWarning
 
 # Metric, short name, and what it is measured in; the most telling ones first.
 WATCHED = {
@@ -48,6 +45,10 @@ class Metrics:
         """One more observation each."""
         for name, value in values.items():
             self.add(name, value)
+
+    def restore(self, pending: dict[str, list[float]]) -> None:
+        """Go on from the numbers that a checkpoint holds."""
+        self.pending = pending
 
     def drain(self) -> dict[str, float]:
         """The means, after which nothing is pending; fsum, so that the order of addition leaves no trace."""
@@ -130,48 +131,6 @@ def evaluation_metric_names() -> list[str]:
     per_token = ("sampler_logprobs", "parts", "logprobs", "ref_logprobs", "entropy", "values")
     rest = {"scores": one[0], "bootstrap_values": one[0]} | dict.fromkeys(per_token, one)
     return list(objectives(EvaluatedRollout(**ids, **mask, **rest)))
-
-
-class StartIsWrong(ValueError):
-    """The policy is not its own reference at the start of training."""
-
-
-def check_start(trainer: StartingRun, seen: EvaluatedRollout) -> None:
-    """At step 0 the KL to the policy's own starting point is 0 (SPEC §7), unless the trainer has trained it before.
-
-    Raises:
-        StartIsWrong: the reference is made from the policy, and yet they differ.
-    """
-    if trainer.state.global_step != 0 or not trainer.is_in_train or trainer.trainings > 1:
-        return
-    largest = float(kl_per_response(seen).abs().max())
-    if not trainer.reference.exact:
-        return
-    args = trainer.args
-    shared = trainer.reference.model is trainer.unwrapped().policy  # the same weights, so the same numbers
-    if largest > (1e-6 if shared else 0.5 if args.bf16 or args.fp16 else 1e-3):
-        raise StartIsWrong(
-            f"before the first update a response is {largest:.3g} nats from the reference "
-            f"({trainer.reference.source}), where it must be 0: the reference is not the policy that training starts "
-            "from. Pass the policy to stay near as `ref_model`, or look for dropout and for switched adapters"
-        )
-
-
-def check_first_ratio(deviation: float, half_precision: bool) -> None:
-    """At the first mini-batch of a rollout every ratio is 1 (SPEC §7); warn loudly where they are not.
-
-    Args:
-        deviation: mean |ρ − 1| over tokens. The mean of ρ itself would not do: under the sampling policy it is 1 for
-            any other policy.
-    """
-    if deviation > (0.02 if half_precision else 1e-4):
-        warnings.warn(
-            f"in a rollout's first mini-batch the ratios π_θ/π_old should be 1 and are off by {deviation:.6f} on "
-            "average: the log-probs of sampling and of training disagree (dropout, another temperature, or "
-            "`old_logprobs='sampler'` with an engine of another precision)",
-            RunWarning,
-            stacklevel=2,
-        )
 
 
 def short_names() -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,43 +17,31 @@ __all__ = [
     "WATCHED",
     "CompletionsCallback",
     "CurvesCallback",
-    "CycleEnd",
     "LastStepLog",
     "LinePerLog",
     "NumbersOnBar",
+    "StepEnd",
     "plot_curves",
     "print_samples",
     "show_on_bar",
 ]
 
 
-class InCycles(Protocol):
-    """What trains in cycles: a rollout, then optimiser steps on it."""
-
-    @property
-    def step_in_cycle(self) -> int:
-        """How many optimiser steps of the current rollout are behind it."""
-
-    def after_cycle(self) -> None:
-        """The rollout has had its last one."""
-
-
-class CycleEnd(TrainerCallback):
-    """Tells the trainer when a rollout has had its last optimiser step, before anything is logged or saved.
+class StepEnd(TrainerCallback):
+    """Tells when an optimiser step is over, before anything is logged or saved.
 
     Args:
-        trainer: whose `after_cycle` is called.
+        after_step: called then; the step counter has moved on.
     """
 
-    def __init__(self, trainer: InCycles) -> None:
-        self.trainer = trainer
+    def __init__(self, after_step: Callable[[], None]) -> None:
+        self.after_step = after_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """The step counter has moved on: at 0 in the next cycle, the last one is over."""
-        if self.trainer.step_in_cycle == 0:
-            self.trainer.after_cycle()
+        """Tell."""
+        self.after_step()
 
 
 class LastStepLog(TrainerCallback):

@@ -1,80 +1,76 @@
 """The template of the family: ∇J = E[ Σ_t ∇log π_θ(a_t|s_t) · Ψ_t ], on the ordinary `transformers.Trainer`.
 
-`make_experience` is a rollout in five stages; `compute_loss` is the objective; `RolloutLoop` keeps the clock between
-them. What distinguishes one algorithm from another is its row in `ALGORITHMS`.
+The Trainer asks for the micro-batches of each optimiser step: `get_batch_samples` is where a rollout is made, by
+`learning.experience_maker`, and where a mini-batch comes from; `micro_batch` takes it through `learning.objective`.
+Who learns in which step is the clock's to say (`learning.clock`), and the life of the run is `RunTrainer`'s. What
+distinguishes one algorithm from another is its row in `ALGORITHMS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..algorithms import algorithm_named
-from ..core.advantages import PSI, PsiOptions
-from ..core.kl import kl_penalty
-from ..core.kl_coefficients import PenaltyCoefficient, kl_coefficient
-from ..core.masking import at_least_float32, masked_sum, masked_whiten
-from ..core.policy_losses import POLICY_LOSSES, PolicyLossOptions, approx_kl, clip_fraction, ratio
-from ..core.reward_shaping import RunningMoments, clip_scores, missing_eos, token_rewards
-from ..core.value_losses import (
-    CRITIC_TARGETS,
-    clipped_squared_error,
-    explained_variance,
-    squared_error,
-    value_clip_fraction,
-)
-from ..data.prompts import prepare_prompts
-from ..experience import OLD_LOGPROBS, EvaluatedRollout, Experience, Prompts, Rollout, chunks_by_length, concatenate
-from ..learning.evaluation import chosen_prompts, evaluate_each, evaluate_prompts, prepare_evaluation, prompt_sets
-from ..learning.prompt_checks import check_prompts
-from ..learning.reward_checks import ending_note
-from ..learning.sampler_guard import SamplerGuard
+from ..core.kl_coefficients import AdaptiveKLController, FixedKLCoefficient
+from ..core.masking import LOSS_ITEMS
+from ..data.prompts import PromptSet, RolloutSampler, prompt_batch
+from ..experience import Experience, Prompts, Rollout
+from ..learning import optimizer as duties
+from ..learning.batches import COMPARISON, SAMPLING, Share, mini_batch
+from ..learning.clock import Clock, Cycle, Moment, Phase
+from ..learning.coefficients import Coefficients
+from ..learning.evaluation import Evaluator
+from ..learning.experience_maker import ExperienceMaker
+from ..learning.objective import Weights, objective, observe, total
 from ..learning.start_checks import check_roles
-from ..models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, with_adapter
+from ..learning.update import Tally, Update
+from ..learning.watch import SamplerGuard, Start, Watch
 from ..models.anatomy.precision import mismatch_bound
-from ..models.anatomy.vocabulary import check_vocabulary, tokens_drawn
-from ..models.libraries import memory_tracker
-from ..models.policy.actor_critic import ActorCritic, Evaluation
-from ..models.policy.checks import check_stop_token, check_trainable, warn_of_other_stops
-from ..models.policy.loading import load_policy, load_tokenizer, load_value_model
-from ..models.policy.reference import make_reference
-from ..models.policy.score_gradients import score_gradient_sq_norms
-from ..models.savable import repair_generation_config
+from ..models.libraries import clear_device_cache, memory_tracker, speed_metrics
+from ..models.policy.actor_critic import ActorCritic
+from ..models.policy.checks import stop_token_of
 from ..reporting.cards import policy_card
-from ..reporting.metrics import check_start, kl_per_response, rollout_metrics, sampler_mismatch, short_names, timed
+from ..reporting.comparison import Comparison
+from ..reporting.curves import plot_curves
+from ..reporting.metrics import evaluation_metric_names, short_names
 from ..reporting.model_card import CardFacts
 from ..reporting.progress import show_on_bar
-from ..reporting.start_report import start_report, warn_of_warm_up
-from ..rewards.completions import completions_of
+from ..reporting.run_files import RunFiles, curves_title
+from ..reporting.start_report import first_rollout_report, start_report, warn_of_warm_up
+from ..rewards.checks import EqualScores, ending_note
+from ..rewards.completions import Completions
 from ..rewards.notes import RewardNotes
 from ..rewards.source import RewardRun
-from ..rewards.sources import Completions, reward_source
 from ..rollout.contract import Generator, Sampling
-from ..rollout.generators import check_generator, generator_of, sample
+from ..rollout.generators import check_generator, generator_of
 from ..runs.agreement import together
 from ..runs.checkpoints import model_settings
-from ..runs.guard import check_kl
-from ..runs.processes import check_same_everywhere, check_strategy, fingerprint, sums_over_processes
+from ..runs.guard import Batch
+from ..runs.processes import fingerprint, sums_over_processes
 from ..runs.state import ExtraState
-from ..settings.algorithm_checks import check_value_model
 from ..settings.declarations import resumed_settings
 from ..settings.old_names import POLICY_ARGUMENTS
 from ..settings.policy_gradient import PolicyGradientConfig
 from ..settings.unknown_names import checks_names
-from .rollout_loop import Cycle, RolloutLoop
+from .callbacks import StepEnd
+from .roles import Passed, cast_roles, check_run, saved_parts
 from .run_trainer import RunTrainer
 from .trainer_checks import check_trainer
 
 
-class PolicyGradientTrainer(RolloutLoop, RunTrainer):
+class PolicyGradientTrainer(RunTrainer):
     """Trains a causal language model on rewards with the algorithm that `args.algorithm` names.
 
     Args:
@@ -105,8 +101,12 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
     """
 
     CONFIG = PolicyGradientConfig
-    STATE_FILE, TENSORS_FILE = "rollout_state.json", "rollout_buffer.safetensors"
+    STATE_FILE = "rollout_state.json"
+    TENSORS_FILE = "rollout_buffer.safetensors"
+    has_named_groups = True
+    policy_moves = True  # whether the optimiser moves the policy
     args: PolicyGradientConfig
+    evaluation_metric_names = staticmethod(evaluation_metric_names)
 
     @checks_names(POLICY_ARGUMENTS, PolicyGradientConfig)
     def __init__(
@@ -130,84 +130,100 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
         check_trainer(args, self.CONFIG, type(self).__name__)
         check_generator(generator, args.generator)
         self.algorithm = algorithm_named(args.algorithm)
-        check_value_model(value_model, args.algorithm, self.algorithm)
-        tokenizer = load_tokenizer(processing_class, model)
-        policy = load_policy(model, quantization_config)
-        check_vocabulary(policy, tokenizer, "policy")
-        self._prepare_data(train_dataset, eval_dataset, tokenizer, args)
-        vocabulary = tokens_drawn(policy, tokenizer), tokenizer
-        policy = with_adapter(policy, peft_config, bool(args.gradient_checkpointing), args.seed)
-        check_trainable(policy, "policy")
-        self.reference = make_reference(policy, None if ref_model is model else ref_model, *vocabulary)
-        self.reward = reward_source(
-            *(reward_funcs, tokenizer, reward_processing_classes, args.reward_weights),
-            *(args.max_tokens_per_micro_batch, policy, args.reward_timeout),
-        )
-        critic: Any = self.algorithm.critic
-        if critic == "V":
-            critic = load_value_model(value_model, policy, args.seed, *vocabulary)
-        models = {"policy": policy, "reference": self.reference.model, "value model": critic}
-        sets = {"train dataset": self.prompts, **prompt_sets(self.eval_prompts)}
-        check_prompts(sets, models, tokenizer, args.max_completion_length)
+        data = train_dataset, eval_dataset, processing_class, reward_processing_classes
+        passed = Passed(model, reward_funcs, *data, value_model, ref_model, peft_config, quantization_config)
+        roles = cast_roles(passed, self.algorithm, args)
+        self.reference, self.reward = roles.reference, roles.reward
+        self.prompts, self.eval_prompts = roles.prompts, roles.eval_prompts
         super().__init__(
-            model=ActorCritic(policy, critic, args.temperature, vocabulary[0]),
+            model=roles.actor_critic,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=tokenizer,
+            processing_class=roles.tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self._start(tokenizer, generator)
-
-    def _prepare_data(self, train_dataset: Any, eval_dataset: Any, tokenizer: Any, args: PolicyGradientConfig) -> None:
-        self.prompts = prepare_prompts(train_dataset, tokenizer, args.max_prompt_length, "train")
-        self.eval_prompts = prepare_evaluation(eval_dataset, tokenizer, args.max_prompt_length)
-
-    def _start(self, tokenizer: Any, generator: Generator | str | None) -> None:
-        args = self.args
-        check_strategy(self.accelerator, args)
-        self.strategy.check()
-        self.strategy.check_own_rates()
-        prompts = {"train dataset": self.prompts} | prompt_sets(self.eval_prompts)
-        self.reward.check_prompts(prompts, args.max_completion_length)
-        rows = {name: these.rows for name, these in prompts.items()}
-        check_same_everywhere(args, {"tokens of the train prompts": self.prompts.ids} | rows)
-        self.notes = RewardNotes(lambda: self.state)  # a resume puts another state in its place
-        self.reward.join(RewardRun(rows, self.notes, partial(together, self.accelerator)))
-        stop = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
-        if stop is None:
-            raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
-        check_stop_token(stop, tokenizer, self.model.policy)
-        warn_of_other_stops(self.model, tokenizer, stop)
-        self.sampling = Sampling(args.max_completion_length, args.temperature, stop, self.model.vocabulary)
-        self.generator = generator_of(generator, args.generator, self.sampling)
-        self.kl_coef = kl_coefficient(args.kl_coef, args.kl_target, args.kl_horizon)
-        self.penalty = PenaltyCoefficient(1.0, args.penalty_target)
-        self.moments = RunningMoments()
-        for part in (self.reference, self.reward):
-            part.to(args.device)
-        if "gradient_norms" in self.algorithm.needs:
-            self.strategy.check_whole(args.algorithm, "a gradient per response")
-        if self.algorithm.critic == "Q":
-            self.strategy.check_whole(args.algorithm, "single rows of the Q head, so")
-        bound = mismatch_bound(self.model.policy, args.bf16 or args.fp16)
-        self.sampler_guard = SamplerGuard(bound, args.max_skipped_updates)
-        show_on_bar(self, short_names())
-        self.start_loop()
-        self._check_saving()
-        self.roles_tried = False
-        if next(self.model.policy.parameters()).device.type == args.device.type:
+        rows = check_run(roles, self.algorithm, args, self.strategy, self.accelerator)
+        self._set_up_rollouts(roles.actor_critic, rows, generator)
+        self._set_up_steps(roles.actor_critic)
+        self._listen()
+        self.check_saving(*saved_parts(roles.actor_critic))
+        if next(roles.actor_critic.policy.parameters()).device.type == args.device.type:
             self.try_roles()
 
-    def _check_saving(self) -> None:
-        models = self.unwrapped()
-        if not isinstance(models.policy, PeftModel):  # an adapter is saved without generation settings
-            repair_generation_config(models.policy)
-        adapters = [POLICY_ADAPTER, *([VALUE_ADAPTER] if models.has_value_adapter else [])]
-        roles = {"policy": models.policy, "value model": models.value_model}
-        self.check_saving(roles, adapters)
+    def _set_up_rollouts(
+        self, actor_critic: ActorCritic, rows: dict[str, Dataset], generator: Generator | str | None
+    ) -> None:
+        """Who samples and scores, and which prompts a rollout takes."""
+        args = self.args
+        self.notes = RewardNotes(lambda: self.state)  # a resume puts another state in its place
+        self.reward.join(RewardRun(rows, self.notes, partial(together, self.accelerator)))
+        stop = stop_token_of(self.processing_class, actor_critic.policy, args.stop_token_id)
+        self.sampling = Sampling(args.max_completion_length, args.temperature, stop, actor_critic.vocabulary)
+        self.generator = generator_of(generator, args.generator, self.sampling)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.sampler = RolloutSampler(len(self.prompts.ids), args.prompts_per_rollout, seed)
+        self.rollouts_per_epoch = math.ceil(len(self.prompts.ids) / args.prompts_per_rollout)
+        self.coefficients = Coefficients.of(args)
+        self.equal_scores, self.first_note = EqualScores(), ""  # what is noticed of the rewards
+        self.samples: list[dict[str, Any]] = []  # a few completions of the newest rollout, with their scores
+        self.roles_tried = False
+
+    def _set_up_steps(self, actor_critic: ActorCritic) -> None:
+        """Clock, share of the work, and what a step does."""
+        args, half = self.args, self.args.bf16 or self.args.fp16
+        self.clock = Clock.of(args, self.policy_moves)
+        self.share = Share(args.process_index, args.world_size, args.gradient_accumulation_steps)
+        self.tally, budget = Tally(), args.max_tokens_per_micro_batch
+        self.update = Update(self.accelerator, self.strategy, budget, self.unwrapped, self.tally)
+        sampler = SamplerGuard(mismatch_bound(actor_critic.policy, half), args.max_skipped_updates)
+        shared = self.reference.model is actor_critic.policy
+        start = Start(self.reference.source, self.reference.exact, shared, half)
+        half = half or actor_critic.policy.dtype.itemsize < 4
+        looks = sampler, self.tally, start, half, lambda: duties.has_modes(self.optimizer)
+        self.watch = Watch(args, self.accelerator, *looks)
+        self.evaluator = Evaluator(self.eval_prompts, lambda: self.maker, self.share, args)
+        self.cycle: Cycle | None = None
+        self.value_rate: dict[str, float] = {}  # the critic's learning rate of the last step, for the log
+
+    def _listen(self) -> None:
+        """Who is told of the run's steps."""
+        show_on_bar(self, short_names())
+        self.comparison = Comparison(self, COMPARISON)
+        self.files = RunFiles(self, plot_curves, lambda: curves_title(self), self.comparison)
+        self.add_callback(StepEnd(self.after_step))
+        self.add_callback(self.files)
+
+    @property
+    def maker(self) -> ExperienceMaker:
+        """Makes experience of prompts, with the collaborators as they are now."""
+        return ExperienceMaker(
+            lambda: self.model,
+            self.unwrapped,
+            self.generator,
+            self.sampling,
+            self.reward,
+            self.reference,
+            self.notes,
+            self.processing_class,
+            self.prompts,
+            self.algorithm,
+            self.args,
+            self.coefficients,
+            self.accelerator,
+        )
+
+    @property
+    def kl_coef(self) -> AdaptiveKLController | FixedKLCoefficient:
+        """β, as it is now: `.coef` (SPEC §2.4)."""
+        return self.coefficients.kl
+
+    @property
+    def moment(self) -> Moment:
+        """Which rollout, epoch and mini-batch the next optimiser step belongs to, and who learns in it."""
+        return self.clock.at(self.state.global_step, self.cycle is not None and self.cycle.stopped)
 
     def try_roles(self) -> None:
         """What is assumed of the models, tried once, where they compute: some come there with the training."""
@@ -218,197 +234,180 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
             check_roles(*models, read, self.prompts, half, self.accelerator.autocast)
         self.roles_tried = True
 
-    # ---- A rollout in five stages -------------------------------------------------------------------------------
+    # ---- A rollout ----------------------------------------------------------------------------------------------
 
-    def make_experience(self, prompts: Prompts, address: tuple[int, ...]) -> Experience:
-        """Responses, scores, log-probs and values, rewards, advantages: of all processes, the same on each."""
+    def get_train_dataloader(self) -> DataLoader:
+        """Keeps time only: as many entries as an epoch (one pass over the prompts) has micro-batches."""
+        steps = self.rollouts_per_epoch * self.clock.steps
+        return DataLoader(range(steps * self.args.gradient_accumulation_steps), batch_size=1)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], int]:
+        """This process's micro-batches of the next optimiser step, and the step's items over all processes."""
+        for _ in range(num_batches):
+            next(epoch_iterator, None)
+        if self.moment.k == 0:
+            self.comparison.begin()
+            self.begin_cycle(*self.make_experience(*self.training_prompts(self.moment.rollout)))
+        experience, rows = self.in_use.experience, self.step_rows()
+        items = LOSS_ITEMS[self.args.loss_normalization](experience.action_mask[rows])
+        mine = self.share.micro_batches(rows, experience.lengths)
+        return [experience.select(part).tensors() for part in mine], items
+
+    def training_prompts(self, rollout: int) -> tuple[Prompts, tuple[int, ...]]:
+        """This process's prompts of a rollout, and the address of its random draws."""
+        rows = self.sampler.indices(rollout).repeat_interleave(self.args.num_generations)
+        mine = self.share.of(torch.arange(len(rows)))
+        return prompt_batch(self.prompts, rows[mine], mine), (self.args.seed, SAMPLING, rollout)
+
+    def make_experience(self, prompts: Prompts, address: tuple[int, ...]) -> tuple[Experience, float]:
+        """The experience of all processes, the same on each, and the seconds that it took to sample and score."""
         with self.whole_model():
             self.try_roles()
-            with timed(self.metrics, "time/generate"):
-                rollout = self.generate(prompts, address)
-            with timed(self.metrics, "time/score"):
-                completions = self.describe(rollout, self.prompts)
-                scores, parts = self.score(completions)
-                if self.state.global_step == 0:
-                    total, penalty = partial(sums_over_processes, self.accelerator), self.args.missing_eos_penalty
-                    self.first_note = ending_note(self.reward.sources, completions, parts, penalty, total)
-                evaluated = self.with_gradient_norms(self.evaluate_rollout(rollout, scores, parts))
-        self.samples = completions.examples(scores, 4, self.notes.columns)
-        self.metrics.update(self.notes.means())
-        seen = self.gather(evaluated)
-        self.sampler_guard.look(sampler_mismatch(seen), self.state.global_step)
-        self.equal_scores.look(self.reward.names, seen.parts, self.samples, self.is_world_process_zero())
-        return self.shape_and_estimate(seen)
+            experience, report = self.maker.make(prompts, address)
+            if self.state.global_step == 0:
+                total, said = partial(sums_over_processes, self.accelerator), (report.completions, report.parts)
+                self.first_note = ending_note(self.reward.sources, *said, self.args.missing_eos_penalty, total)
+        self.samples = report.samples
+        is_first = self.state.global_step == 0 and self.is_in_train and self.trainings == 1
+        self.watch.rollout(report, self.state.global_step, self.folder, is_first)
+        speaks = self.is_world_process_zero()
+        self.equal_scores.look(self.reward.names, report.seen.parts, self.samples, speaks)
+        return experience, report.seconds
+
+    def begin_cycle(self, experience: Experience, spent: float = 0.0) -> None:
+        """From here on steps are taken on an experience, which took some seconds to sample and score."""
+        self.cycle = Cycle(experience, started=time.perf_counter(), spent=spent)
+        self.after_rollout(experience)
+
+    def after_rollout(self, experience: Experience) -> None:
+        """Called with each new experience, before the first step on it; for subclasses and scripts."""
+
+    @property
+    def in_use(self) -> Cycle:
+        """The rollout that steps are taken on."""
+        assert self.cycle is not None, "there is no rollout before the first optimiser step"
+        return self.cycle
+
+    def step_rows(self) -> Tensor:
+        """Rows of the experience that the current optimiser step uses."""
+        return mini_batch(len(self.in_use.experience), self.moment, self.args.num_mini_batches, self.args.seed)
 
     def generate(self, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
         """One response per prompt from the policy, its randomness a function of the address."""
-        self.model.eval()
-        with self.accelerator.autocast():
-            return sample(self.generator, self.model.policy, prompts.to(self.args.device), address, self.sampling)
+        return self.maker.generate(prompts, address)
 
-    def score(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        """[B] weighted scores of the reward functions, and [B,S] what each of them said."""
-        self.notes.begin()
-        parts = {name: part.float().cpu() for name, part in self.reward.parts(completions).items()}
-        with together(self.accelerator):
-            scores = self.reward.combine(parts)
-            self.notes.check(len(scores))
-        return scores, torch.stack(list(parts.values()), -1)
-
-    @torch.no_grad()
-    def evaluate_rollout(self, rollout: Rollout, scores: Tensor, parts: Tensor) -> EvaluatedRollout:
-        """Log-probs under π_old and π_ref, entropy and values of a rollout, by the training forward without dropout."""
-        self.model.eval()
-        chunks = chunks_by_length(rollout.lengths, self.args.max_tokens_per_micro_batch)
-        seen = [self._evaluate_chunk(rollout.select(rows), scores=scores[rows], parts=parts[rows]) for rows in chunks]
-        return concatenate(seen).select(torch.cat(chunks).argsort())
-
-    def _evaluate_chunk(self, rollout: Rollout, **scored: Tensor) -> EvaluatedRollout:
-        with self.accelerator.autocast():
-            here = rollout.to(self.args.device)
-            now: Evaluation = self.model(here, need_expected_values="expected_values" in self.algorithm.needs)
-            ref_logprobs = self.reference.logprobs(here, self.args.temperature)
-        none = torch.zeros_like(now.logprobs)
-        seen: dict[str, Any] = {
-            "logprobs": now.logprobs,
-            "ref_logprobs": ref_logprobs,
-            "entropy": now.entropy,
-            "values": none if now.values is None else now.values,
-            "bootstrap_values": none[:, 0] if now.bootstrap_values is None else now.bootstrap_values,
-            "best_values": now.best_values,
-            "expected_values": now.expected_values,
-        }
-        wide = {name: at_least_float32(tensor).cpu() for name, tensor in seen.items() if tensor is not None}
-        return EvaluatedRollout(**rollout.tensors(), **scored, **wide)
-
-    def with_gradient_norms(self, seen: EvaluatedRollout) -> EvaluatedRollout:
-        """The same with ‖∇log π(τ)‖² of each response, for the algorithm that asks for it (SPEC §3.3)."""
-        if "gradient_norms" not in self.algorithm.needs:
-            return seen
-        self.model.eval()
-        with self.accelerator.autocast():
-            norms = score_gradient_sq_norms(
-                self.unwrapped(), seen.to(self.args.device), self.unwrapped().policy_parameters()
-            )
-        return dataclasses.replace(seen, grad_sq_norms=norms)
-
-    def shape_and_estimate(self, seen: EvaluatedRollout) -> Experience:
-        """Scores and KL to per-token rewards (SPEC §2.2), rewards and values to Ψ and returns (SPEC §3, 4)."""
-        args, mask = self.args, seen.action_mask
-        kl = kl_penalty(seen.logprobs, seen.ref_logprobs, args.estimator)
-        in_reward = self.kl_coef.coef if args.kl_in == "reward" else 0.0
-        rewards = token_rewards(self.shape_scores(seen), kl, in_reward, mask)
-        shaped = masked_whiten(rewards, mask, shift_mean=False) if args.whiten_rewards else rewards
-        psi = PSI[self.algorithm.psi](shaped, seen.values, mask, self.psi_options(seen))
-        returns = CRITIC_TARGETS[self.algorithm.critic](psi, shaped, seen.values, mask, args.gamma)
-        advantages = masked_whiten(psi, mask) if args.whiten_advantages else psi
-        self.metrics.update(rollout_metrics(seen, rewards, self.kl_coef.coef, self.reward.names))
-        if self.algorithm.critic:
-            self.metrics.add("value/explained_variance", float(explained_variance(seen.values, returns, mask)))
-        check_start(self, seen)
-        step = self.state.global_step
-        last_rollout = step - args.steps_per_rollout
-        check_kl(float(kl_per_response(seen).mean()), args.kl_limit, step, last_rollout, self.folder)
-        return Experience(
-            **{name: getattr(seen, name) for name in Rollout.__dataclass_fields__},
-            scores=seen.scores,
-            old_logprobs=getattr(seen, OLD_LOGPROBS[args.old_logprobs]),
-            ref_logprobs=seen.ref_logprobs,
-            values=seen.values,
-            rewards=shaped,
-            advantages=advantages,
-            returns=returns,
-            kl=kl_per_response(seen),
-        )
-
-    def psi_options(self, seen: EvaluatedRollout) -> PsiOptions:
-        """What the rows of `core.advantages.PSI` may read, of the settings and of the rollout."""
-        args = self.args
-        return PsiOptions(
-            gamma=args.gamma,
-            gae_lambda=args.gae_lambda,
-            n_step=args.n_step,
-            group_size=args.num_generations,
-            bootstrap_values=torch.where(seen.terminated, 0.0, seen.bootstrap_values)
-            if args.bootstrap_truncated
-            else None,
-            exclude_self=args.exclude_self,
-            grad_sq_norms=seen.grad_sq_norms,
-            best_values=seen.best_values,
-            expected_values=seen.expected_values,
-        )
-
-    def shape_scores(self, seen: EvaluatedRollout) -> Tensor:
-        """[B] scores after the missing-EOS penalty (SPEC §2.5), clipping and running normalisation (SPEC §2.6)."""
-        args = self.args
-        scores = missing_eos(seen.scores, seen.terminated, args.missing_eos_penalty or 0.0)
-        if args.reward_clip is not None:
-            scores = clip_scores(scores, args.reward_clip)
-        if args.normalize_scores:
-            self.moments.update(scores)
-            scores = self.moments.normalize(scores)
-        return scores
-
-    def describe(self, rollout: Rollout, prompts: Any) -> Completions:
+    def describe(self, rollout: Rollout, prompts: PromptSet) -> Completions:
         """The rollout as reward functions see it: texts or chat messages, token ids, and the dataset's columns."""
-        return completions_of(self.processing_class, rollout, prompts)
+        return self.maker.describe(rollout, prompts)
 
-    # ---- The objective ------------------------------------------------------------------------------------------
+    def whole_model(self) -> AbstractContextManager:
+        """Every parameter at hand on every process, for a rollout or an evaluation; all enter and leave together."""
+        self.optimizer_mode("eval")
+        return self.strategy.whole(self.model_wrapped, self.args.device)
+
+    # ---- An optimiser step --------------------------------------------------------------------------------------
+
+    def micro_batch(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor | int | None) -> Tensor:
+        """Forward and backward of one micro-batch, a chunk of similar lengths at a time."""
+        model.train()
+        self.optimizer_mode("train")
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        if self.update.nothing_learns(self.moment):
+            return torch.zeros((), device=self.args.device)
+        batch = Experience(**self._prepare_inputs(inputs))
+        loss_of = partial(self.compute_loss, model, return_outputs=True, num_items_in_batch=items)
+        return self.update.micro_batch(model, batch, loss_of)
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Tensor],
+        inputs: Experience | Mapping[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         """L = Σ_tokens (L_policy + c_v·L_value − c_e·H + β·KL) / N, the KL only with `kl_in="loss"` (SPEC §6.7, 6.9).
 
         Args:
-            model: the actor-critic, wrapped or not. inputs: fields of an `Experience`. return_outputs: also give the
-            per-token quantities, for the metrics. num_items_in_batch: N over the optimiser step and all processes.
+            model: the actor-critic, wrapped or not. inputs: an `Experience`, or its fields. return_outputs: also give
+            sums over tokens, for the metrics. num_items_in_batch: N over the optimiser step and all processes.
         """
-        args, batch = self.args, Experience(**inputs)
-        now = model(batch, need_entropy=args.ent_coef > 0, detach_trunk=self.only_critic_learns)
-        policy_loss = POLICY_LOSSES[self.algorithm.loss]
-        terms = {"policy": policy_loss(now.logprobs, batch.old_logprobs, batch.advantages, self.policy_loss_options)}
-        weights = {"policy": 0.0 if self.policy_rests else 1.0, "value": args.vf_coef or 0.0}
-        if now.values is not None:
-            terms["value"] = self.value_loss(now.values, batch)
-        if args.ent_coef > 0:
-            terms["entropy"], weights["entropy"] = now.entropy, -args.ent_coef
-        if args.kl_in == "loss":
-            terms["kl"], weights["kl"] = kl_penalty(now.logprobs, batch.ref_logprobs, args.estimator), self.kl_coef.coef
-        per_token = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
-        loss = masked_sum(per_token, batch.action_mask) / num_items_in_batch * self.accelerator.num_processes
-        return (loss, self.observe(now, batch, terms)) if return_outputs else loss
+        args, moment = self.args, self.moment
+        batch = inputs if isinstance(inputs, Experience) else Experience(**inputs)
+        now = model(batch, need_entropy=args.ent_coef > 0, detach_trunk=moment.phase is Phase.CRITIC)
+        terms = objective(now, batch, self.algorithm, args, self.coefficients.penalty.coef)
+        weights = Weights(0.0 if moment.policy_rests else 1.0, args.vf_coef or 0.0, args.ent_coef, self.kl_coef.coef)
+        summed = total(terms, weights, batch.action_mask)
+        # Data-parallel wrappers average over the processes what is to be a sum.
+        loss = summed / num_items_in_batch * self.accelerator.num_processes
+        return (loss, observe(now, batch, terms, args)) if return_outputs else loss
 
-    @property
-    def policy_loss_options(self) -> PolicyLossOptions:
-        """What the rows of `core.policy_losses.POLICY_LOSSES` read: settings, and the penalty as it is now."""
-        return dataclasses.replace(self.args.policy_loss_options, penalty_coef=self.penalty.coef)
+    def end_of_step(self, loss: float) -> bool:
+        """After the last micro-batch of a step: metrics, `target_kl`, and no gradient for what rests."""
+        took_part, moment = bool(self.tally.sums), self.moment
+        self.tally.close(moment.k, int(self.in_use.experience.action_mask[self.step_rows()].sum()), loss)
+        if self.state.global_step == 0 or self.args.target_kl is not None:
+            step = self.watch.settle()[-1]
+            if self.state.global_step == 0 and took_part:
+                kl = self.watch.metrics.pending["objective/kl"][0]
+                self.agreement.say(first_rollout_report(kl, step.means["policy/ratio"], self.first_note))
+            if self.watch.is_too_far(step, moment, self.in_use.stopped):
+                self.cycle = dataclasses.replace(self.in_use, stopped=True)
+        assert self.optimizer is not None
+        groups = self.optimizer.param_groups
+        critic = [group["lr"] for group in groups if group.get("name", "").startswith("value/")]
+        self.value_rate = {"value_learning_rate": critic[0]} if critic else {}
+        self.update.leave_at_rest(self.moment, groups, took_part)
+        if moment.is_last and not moment.warming_up:
+            self.coefficients.follow(self.in_use.experience)
+        return took_part
 
-    def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
-        """[B,A] squared error of the values against the returns, clipped around the old values (SPEC §6.5)."""
-        if not self.args.clip_range_value:
-            return squared_error(values, batch.returns)
-        return clipped_squared_error(values, batch.values, batch.returns, self.args.clip_range_value)
+    def batch_for_inspection(self) -> Batch:
+        """The mini-batch of the current step: its experience, prompts and completions."""
+        batch = self.in_use.experience.select(self.step_rows())
+        decode = self.processing_class.batch_decode
+        texts = {"prompts": decode(batch.prompt_lists()), "completions": decode(batch.completion_lists())}
+        return batch.tensors(), {"texts": texts}
 
-    @torch.no_grad()
-    def observe(self, now: Evaluation, batch: Experience, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over response tokens of what the metrics show; padding is in none of them (DETAILS 37)."""
-        per_token = {f"{name}/loss": term for name, term in terms.items()}
-        per_token["policy/ratio"] = ratio(now.logprobs, batch.old_logprobs)
-        per_token["deviation"] = (per_token["policy/ratio"] - 1).abs()
-        per_token["policy/approx_kl"] = approx_kl(now.logprobs, batch.old_logprobs)
-        per_token["policy/clip_fraction"] = clip_fraction(
-            now.logprobs, batch.old_logprobs, batch.advantages, *self.args.clip_ranges
-        )
-        if now.values is not None and self.args.clip_range_value:
-            per_token["value/clip_fraction"] = value_clip_fraction(
-                now.values, batch.values, batch.returns, self.args.clip_range_value
-            )
-        return {name: masked_sum(at_least_float32(x), batch.action_mask) for name, x in per_token.items()}
+    def after_step(self) -> None:
+        """The step counter has moved on: at 0 in the next cycle, the last one is over."""
+        if self.moment.k == 0:
+            self.after_cycle()
+
+    def after_cycle(self) -> None:
+        """After the last step on a rollout: its times; the penalty of PPO-Penalty follows the policy's move."""
+        experience, update = self.in_use.experience, time.perf_counter() - self.in_use.started
+        tokens = int(experience.action_mask.sum())
+        self.watch.metrics.update({"time/update": update, "tokens": tokens, "seconds": update + self.in_use.spent})
+        warmed_up = self.moment.rollout > self.args.critic_warmup_rollouts  # the counter is at the next one already
+        if "penalty" in self.algorithm.needs and warmed_up:
+            self.model.eval()
+            with self.whole_model():
+                mine = experience.select(self.share.of(torch.arange(len(experience))))
+                kl = self.update.moved_by(self.model, mine, tokens)
+            self.watch.metrics.update({"policy/kl_after": kl, "policy/penalty_coef": self.coefficients.penalty.coef})
+            self.coefficients.penalty.update(kl)
+
+    def parameter_groups(self, model: nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Policy and critic × decay and no decay, each with its learning rate."""
+        critic = {name for name, _ in self.unwrapped().named_value_parameters()}
+        rates = {"policy": rate, "value": self.args.value_learning_rate or rate}
+        decays = set(self.get_decay_parameter_names(model))
+        return duties.policy_and_critic_groups(model, critic, decays, rates, weight_decay)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what is pending to a training log: the means since the last one, over all processes."""
+        if "loss" in logs:
+            self.watch.settle()
+            pending = self.watch.metrics.drain()
+            logs["loss"] = pending.pop("loss", logs["loss"])
+            logs |= pending
+            logs |= self.value_rate
+            logs["episode"] = self.clock.episodes_after(self.state.global_step)
+        super().log(logs, start_time)
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------
 
@@ -424,14 +423,28 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
         Raises:
             ValueError: there is no evaluation dataset.
         """
-        prompts = chosen_prompts(self, eval_dataset)
+        prompts = self.evaluator.chosen(eval_dataset)
         if isinstance(prompts, dict):
-            return evaluate_each(self, prompts, metric_key_prefix)
+            return self._evaluate_each(prompts, metric_key_prefix)
         memory_tracker(self).start()
-        metrics = evaluate_prompts(self, prompts, metric_key_prefix)
+        started = time.time()
+        with self.whole_model():
+            metrics = self.evaluator.metrics(prompts, metric_key_prefix, self._after_part)
+        # How long it took stands in the log alone: the metrics are the same whenever they are asked for.
+        self.log(metrics | speed_metrics(metric_key_prefix, started, num_samples=len(prompts)))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         memory_tracker(self).stop_and_update_metrics(metrics)
         return metrics
+
+    def _evaluate_each(self, prompts: dict[str, PromptSet], prefix: str) -> dict[str, float]:
+        """The metrics of each set, its name in theirs, as the stock Trainer has it."""
+        metrics: dict[str, float] = {}
+        for name, part in prompts.items():
+            metrics |= self.evaluate(self.evaluator.name_of(name, part), metric_key_prefix=f"{prefix}_{name}")
+        return metrics
+
+    def _after_part(self) -> None:
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: the stock loop would feed prompts to the model as if they were labelled rows."""
@@ -447,11 +460,10 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
     def begin(self) -> None:
         """No rollout, sums or numbers are left of a run before this one."""
         self.cycle = None
-        self.metrics.pending.clear()
-        self.sums.clear()
+        self.watch.clear()
 
     def shared_settings(self) -> dict[str, Any]:
-        """Those that decide on prompts, batches, random draws and what the adapters are."""
+        """Of the settings those that decide on prompts, batches and random draws."""
         known = {"processes": self.args.world_size, "prompts": self.prompts_read}
         return resumed_settings(self.args) | known | model_settings(self.unwrapped().policy)
 
@@ -462,30 +474,26 @@ class PolicyGradientTrainer(RolloutLoop, RunTrainer):
 
     def extra_state(self) -> ExtraState:
         """The experience in use, the coefficients and what the next log will show."""
-        facts = {
+        self.watch.settle()  # all processes are here: a checkpoint holds the numbers of all
+        facts = self.coefficients.state_dict() | {
             "stopped": self.cycle is not None and self.cycle.stopped,
-            "kl_coef": self.kl_coef.state_dict(),
-            "penalty": self.penalty.state_dict(),
-            "moments": self.moments.state_dict(),
-            "pending": self.metrics.pending,
+            "pending": self.watch.metrics.pending,
             "samples": self.samples,
             "before": self.comparison.state_dict(),
             "spent": self.cycle.spent if self.cycle else 0.0,
         }
-        in_use = self.cycle is not None and self.step_in_cycle != 0
-        return ExtraState(facts, self.cycle.experience.tensors() if self.cycle is not None and in_use else {})
+        in_use = self.cycle is not None and self.moment.k != 0
+        return ExtraState(facts, self.in_use.experience.tensors() if in_use else {})
 
     def restore(self, state: ExtraState) -> None:
         """Go on in the middle of a rollout, or before the next."""
         facts = state.facts
-        self.kl_coef.load_state_dict(facts["kl_coef"])
-        self.penalty.load_state_dict(facts["penalty"])
-        self.moments.load_state_dict(facts["moments"])
-        self.metrics.pending = facts["pending"]
+        self.coefficients.load_state_dict(facts)
+        self.watch.metrics.restore(facts["pending"])
         self.samples = facts["samples"]
         self.comparison.load_state_dict(facts.get("before"))
         self.cycle = None
-        if self.step_in_cycle != 0:
+        if self.moment.k != 0:
             now = time.perf_counter()
             self.cycle = Cycle(Experience(**state.tensors), facts["stopped"], now, facts.get("spent", 0.0))
 

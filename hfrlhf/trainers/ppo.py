@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..settings.policy_gradient import PPOConfig
-from .documentation import with_arguments_of
 from .policy_gradient import PolicyGradientTrainer
+from .trainer_checks import with_arguments_of
 
 
 @with_arguments_of(PolicyGradientTrainer)

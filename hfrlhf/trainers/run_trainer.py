@@ -11,6 +11,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -245,10 +246,20 @@ class RunTrainer(Trainer):
     def get_optimizer_cls_and_kwargs(  # type: ignore[override]  # which is static with the Trainer
         self, args: Any, model: Any = None
     ) -> duties.Factory:
-        """The class and settings passed to the trainer, on its own parameter groups; else those that `optim` names."""
+        """The class and settings passed to the trainer, or those that `optim` names, over the trainer's own groups.
+
+        Raises:
+            ValueError: it makes groups itself, and the names of ours are read.
+        """
+        groups = partial(self.parameter_groups, model or self.model)
         if self.given_optimizer is None:
-            return super().get_optimizer_cls_and_kwargs(args, model)
-        return duties.on_groups(self.given_optimizer, args, lambda *of: self.parameter_groups(model or self.model, *of))
+            cls, settings = super().get_optimizer_cls_and_kwargs(args, model)
+        else:
+            cls, settings = duties.on_groups(self.given_optimizer, args, groups)
+        if self.has_named_groups:
+            rates = duties.rates_of(cls, settings, args, passed=self.given_optimizer is not None)
+            settings |= {"params": groups(*rates)}
+        return cls, settings
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's, and then a look at whether it holds what trains: a subclass may have made its own."""

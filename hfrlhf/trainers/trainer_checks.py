@@ -1,7 +1,9 @@
-"""Whether a trainer was given settings of its own kind."""
+"""What trainers have in common as classes: settings of their own kind, and the description of their arguments."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import TypeVar
 
 from ..algorithms import algorithm_named
@@ -9,6 +11,8 @@ from ..settings.algorithm_checks import TRAINERS
 from ..settings.policy_gradient import PolicyGradientConfig
 
 T = TypeVar("T")
+
+C = TypeVar("C", bound=type)
 
 
 def check_settings_class(args: object, wanted: type, accepted: type[T], owner: str) -> T:
@@ -50,3 +54,14 @@ def check_trainer(args: object, config: type[PolicyGradientConfig], owner: str) 
         f"{owner} does not run `algorithm={args.algorithm!r}` of this {type(args).__name__}: use "
         f"{TRAINERS[algorithm_named(args.algorithm).update]}, or give {owner} a {config.__name__}"
     )
+
+
+def with_arguments_of(base: type) -> Callable[[C], C]:
+    """A decorator that appends to a class's docstring what another's says of arguments and errors."""
+    text = inspect.getdoc(base) or ""
+
+    def append(cls: C) -> C:
+        cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{text[text.index('Args:') :]}"
+        return cls
+
+    return append

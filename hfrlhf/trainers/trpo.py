@@ -40,6 +40,7 @@ class TRPOTrainer(PolicyGradientTrainer):
 
     CONFIG = TRPOConfig
     args: TRPOConfig
+    policy_moves = False  # as far as the Trainer's optimiser goes: the policy moves by `policy_step`
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -51,11 +52,6 @@ class TRPOTrainer(PolicyGradientTrainer):
                 "policy with attn_implementation='sdpa' or 'eager'"
             )
 
-    @property
-    def only_critic_learns(self) -> bool:
-        """As far as the Trainer's optimiser goes, always: the policy moves by `policy_step`."""
-        return True
-
     def moved_by_optimizer(self, model: Any) -> dict[str, torch.nn.Parameter]:
         """The critic's parameters: the policy moves by `policy_step`."""
         return dict(model.named_value_parameters())
@@ -63,27 +59,34 @@ class TRPOTrainer(PolicyGradientTrainer):
     def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """The critic's micro-batch; after the last one of a rollout's first step, the policy's step."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients and self.step_in_cycle == 0 and not self.warming_up:
+        if self.accelerator.sync_gradients and self.moment.k == 0 and not self.moment.warming_up:
             self.policy_step()
         return loss
 
     def policy_step(self) -> LineSearch:
         """Gradient, conjugate gradient, line search; then the policy is where the search ended, or where it was."""
-        args = self.args
-        problem = TrustRegionProblem(self, args.cg_damping)
+        args, problem = self.args, self.problem()
         gradient = problem.gradient()
         direction = conjugate_gradient(problem.fisher_vector_product, gradient, args.cg_iterations)
         full_step = natural_step(direction, problem.fisher_vector_product(direction), args.max_kl)
-        problem.kept = []  # the line search has no use for the graph
+        problem.forget_graph()  # the line search has no use for it
         search = SEARCHES[self.algorithm.update](problem.evaluate, full_step, args.max_kl, args.max_backtracks)
         if search.step is not None:
             problem.move(search.step)
         self._note_step(problem, gradient, search)
         return search
 
+    def problem(self) -> TrustRegionProblem:
+        """The rollout in use as a problem around the policy as it is now; each process holds its rows."""
+        self.model.eval()
+        experience = self.in_use.experience
+        rows = torch.cat(self.share.micro_batches(torch.arange(len(experience)), experience.lengths))
+        mine = experience.select(rows), self.algorithm, experience.action_mask
+        return TrustRegionProblem(self.unwrapped(), *mine, self.args, self.accelerator)
+
     def _note_step(self, problem: TrustRegionProblem, gradient: Tensor, search: LineSearch) -> None:
         last = search.trials[-1] if search.step is not None else Trial(0.0, 0.0, problem.start)
-        self.metrics.update(
+        self.watch.metrics.update(
             {
                 "policy/kl": last.kl,
                 "policy/surrogate_gain": last.surrogate - problem.start,

@@ -51,7 +51,7 @@ NATURAL = {"natural_policy_gradient", "trpo"}
 def expected_descent(built, world, **injected):
     """[P] over every episode; `injected` replaces what the trainer's models said of them."""
     evaluated = dataclasses.replace(seen(built, world), **injected)
-    return descent(built, built.shape_and_estimate(evaluated), world.chances(world.logprobs))
+    return descent(built, built.maker.estimated(evaluated)[0], world.chances(world.logprobs))
 
 
 def test_every_algorithm_has_its_place_here():
@@ -61,7 +61,7 @@ def test_every_algorithm_has_its_place_here():
 def test_what_the_trainer_sees_is_what_there_is(world, tmp_path):
     built = trainer(world, "reinforce_minimal_variance", tmp_path)
     evaluated = seen(built, world)
-    experience = built.shape_and_estimate(evaluated)
+    experience = built.maker.estimated(evaluated)[0]
     for found, exact in [
         (evaluated.logprobs, world.logprobs),
         (evaluated.ref_logprobs, world.ref_logprobs),
@@ -105,7 +105,7 @@ def _over_pairs(built, small):
     evaluated, chances, model = seen(built, small), small.chances(small.logprobs), built.unwrapped()
     total = torch.zeros((), dtype=torch.float64)
     for pair in itertools.product(range(len(chances)), repeat=2):
-        fields = built.shape_and_estimate(evaluated.select(torch.tensor(pair))).tensors()
+        fields = built.maker.estimated(evaluated.select(torch.tensor(pair)))[0].tensors()
         total = total + chances[list(pair)].prod() * built.compute_loss(model, fields, num_items_in_batch=2)
     parts = torch.autograd.grad(total, list(model.policy.parameters()), materialize_grads=True)
     return -torch.cat([part.flatten() for part in parts])
@@ -146,7 +146,7 @@ def test_discounted_rewards_to_go_stand_for_action_values(world, name, tmp_path)
 def _moved_on(world, name, folder, **settings):
     """(expected descent at θ, θ's model): the trainer after its policy has moved."""
     built = trainer(world, name, folder, **settings)
-    experience = built.shape_and_estimate(seen(built, world))
+    experience = built.maker.estimated(seen(built, world))[0]
     there = moved(world.model, by=0.2)
     built.unwrapped().policy.load_state_dict(there.state_dict())
     return descent(built, experience, world.chances(world.logprobs)), there

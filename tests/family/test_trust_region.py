@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 
-from hfrlhf.learning.trust_region import TrustRegionProblem
 from tests.family.enumeration import random, relative_error
 from tests.family.estimators import BETA
 from tests.family.trainers import seen, trainer
@@ -18,8 +17,8 @@ SETTINGS = {"vf_coef": 0.0, "gae_lambda": 1.0, "cg_iterations": 60}
 def on_every_episode(world, folder, name="trpo", **settings):
     """The trainer with every episode, each once, as its rollout; and that rollout."""
     built = trainer(world, name, folder, **(SETTINGS | settings))
-    experience = built.shape_and_estimate(seen(built, world))
-    built.after_rollout(experience)
+    experience = built.maker.estimated(seen(built, world))[0]
+    built.begin_cycle(experience)
     return built, experience
 
 
@@ -59,14 +58,14 @@ def test_the_gradient_over_every_episode_is_that_of_the_objective(world, name, t
     built, experience = on_every_episode(world, tmp_path, name)
     found = torch.zeros(world.score_gradients.shape[-1], dtype=torch.float64)
     for k, chance in enumerate(world.chances(world.logprobs)):
-        built.after_rollout(experience.select(torch.tensor([k])))
-        found += chance * TrustRegionProblem(built, damping=0.1).gradient()
+        built.begin_cycle(experience.select(torch.tensor([k])))
+        found += chance * built.problem().gradient()
     assert relative_error(found, world.true_gradient(BETA)) < EXACT
 
 
 def test_products_are_those_of_the_dense_fisher_matrix(world, fisher, tmp_path):
     built, _ = on_every_episode(world, tmp_path)
-    problem = TrustRegionProblem(built, damping=0.1)
+    problem = built.problem()
     for seed in (1, 2):
         vector = random(len(fisher), seed=seed)
         assert relative_error(problem.fisher_vector_product(vector), fisher @ vector + 0.1 * vector) < EXACT

@@ -102,8 +102,8 @@ def every_episode(world: World) -> Rollout:
 def seen(built: Any, world: World) -> EvaluatedRollout:
     """Every episode as the trainer scores and evaluates it."""
     rollout = every_episode(world)
-    scored = built.score(built.describe(rollout, built.prompts))
-    return built.with_gradient_norms(built.evaluate_rollout(rollout, *scored))
+    scored = built.maker.score(built.describe(rollout, built.prompts))
+    return built.maker.with_gradient_norms(built.maker.evaluate(rollout, *scored))
 
 
 def descent(built: Any, experience: Experience, weights: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from hfrlhf.learning.sampler_guard import SamplerGuard, SamplerMismatch
 from hfrlhf.learning.start_checks import RoleIsWrong, check_roles, probe
+from hfrlhf.learning.watch import SamplerGuard, SamplerMismatch
 from hfrlhf.models.policy.reference import Reference
 from hfrlhf.rollout.examination import DecodingIsWrong
 from tests.rollout.test_examination import ignored, renamed

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 from hfrlhf import PPOTrainer
 from hfrlhf.core.randomness import uniforms
 from hfrlhf.experience import Prompts, Rollout
-from hfrlhf.learning.sampler_guard import SamplerMismatch
+from hfrlhf.learning.watch import SamplerMismatch
 from hfrlhf.rollout.contract import RolloutIsWrong, Sampling, check_rollout
 from hfrlhf.rollout.sampling import draw
 from hfrlhf.trainers.trpo import TRPOTrainer

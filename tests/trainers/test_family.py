@@ -108,7 +108,7 @@ def test_value_epochs_move_the_critic_alone(tiny_model_folder, tmp_path, critic)
     built.get_batch_samples = lambda *a: (seen.append(parameters(built)), original(*a))[1]
     built.train()
     seen.append(parameters(built))
-    assert built.args.steps_per_rollout == 4 and built.rollout_index == 2
+    assert built.args.steps_per_rollout == 4 and built.moment.rollout == 2
     for step in range(8):
         before, after = seen[step], seen[step + 1]
         changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -250,7 +250,7 @@ def test_the_penalty_coefficient_follows_the_kl_after_the_epochs(tiny_model_fold
         assert row["policy/kl_after"] == pytest.approx(kl, rel=1e-3, abs=1e-7)
         assert row["policy/penalty_coef"] == coefficient
         coefficient *= 2.0 if kl > 1.5 * 3e-3 else 0.5 if kl < 3e-3 / 1.5 else 1.0
-    assert built.penalty.coef == coefficient != 1.0
+    assert built.coefficients.penalty.coef == coefficient != 1.0
 
 
 def test_the_penalty_coefficient_waits_for_the_critics_warm_up(tiny_model_folder, tmp_path):
@@ -297,7 +297,7 @@ def test_exact_importance_weights_are_used_in_later_epochs(tiny_model_folder, tm
 def test_grpo_may_go_over_a_rollout_several_times(tiny_model_folder, tmp_path):
     built = family_trainer(str(tiny_model_folder), tmp_path, "grpo", num_ppo_epochs=2, num_mini_batches=2, max_steps=8)
     built.train()
-    assert built.rollout_index == 2
+    assert built.moment.rollout == 2
 
 
 # ---- What is left behind ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -11,8 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hfrlhf.experience import Experience
-from hfrlhf.learning.sampler_guard import SamplerMismatch
-from hfrlhf.reporting.metrics import StartIsWrong
+from hfrlhf.learning.watch import SamplerMismatch, StartIsWrong
 from hfrlhf.reporting.start_report import start_report
 from tests.trainers.helpers import load, parameters, prompts, reward, trainer, training_logs
 
@@ -210,7 +210,7 @@ def test_padding_does_not_change_the_gradient(tiny_model_folder, tmp_path):
     batch = built.cycle.experience
     wide = widened(batch)
     items = int(batch.action_mask.sum())
-    built.cycle.stopped = False
+    built.cycle = dataclasses.replace(built.cycle, stopped=False)
     losses = [
         float(built.compute_loss(built.model, b.tensors(), num_items_in_batch=items).detach()) for b in (batch, wide)
     ]

@@ -79,10 +79,10 @@ def test_the_penalty_coefficient_resumes(tiny_model_folder, tmp_path, step):
     """At the end of a rollout, when it has just moved, and in the middle of the next."""
     changes = {"algorithm": "ppo_penalty", "penalty_target": 1e-4}
     whole = run(tiny_model_folder, tmp_path, **changes)
-    assert whole.penalty.coef != 1.0
+    assert whole.coefficients.penalty.coef != 1.0
     continued = run(tiny_model_folder, tmp_path, resume=step, **changes)
     assert_same(continued, whole)
-    assert continued.penalty.coef == whole.penalty.coef
+    assert continued.coefficients.penalty.coef == whole.coefficients.penalty.coef
 
 
 def test_another_algorithm_does_not_continue_a_run(tiny_model_folder, tmp_path):

@@ -60,6 +60,20 @@ def check_trainable(model: nn.Module, role: str) -> None:
         )
 
 
+def stop_token_of(tokenizer: PreTrainedTokenizerBase, policy: nn.Module, chosen: int | None) -> int:
+    """The token that ends a response: the one that was chosen, else the tokenizer's EOS.
+
+    Raises:
+        ValueError: there is none, or none that a response could ever hold.
+    """
+    stop = tokenizer.eos_token_id if chosen is None else chosen
+    if stop is None:
+        raise ValueError("the tokenizer has no EOS token; say which token ends a response by `stop_token_id`")
+    check_stop_token(stop, tokenizer, policy)
+    warn_of_other_stops(policy, tokenizer, stop)
+    return int(stop)
+
+
 def check_stop_token(stop_token_id: int, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
     """Refuse a stop token that no response could ever hold.
 
@@ -84,5 +98,5 @@ def warn_of_other_stops(model: nn.Module, tokenizer: PreTrainedTokenizerBase, st
             f"responses end at {tokenizer.convert_ids_to_tokens(stop_token_id)!r} ({stop_token_id}) alone; the model's "
             f"generation config also stops at {names}: if that is what ends its turns, pass it as `stop_token_id`",
             RunWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

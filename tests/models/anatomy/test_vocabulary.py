@@ -119,7 +119,7 @@ def test_ids_beyond_the_tokenizer_are_never_drawn_and_the_log_probs_are_the_samp
     trainer = ppo(llama(PADDED), tmp_path, temperature=temperature, logging_steps=1)
     rollout = trainer.generate(*trainer.training_prompts(0))
     assert rollout.completion_ids.max() < KNOWN  # 384 draws, of which two in three would lie beyond
-    seen = trainer.evaluate_rollout(rollout, torch.zeros(32), torch.zeros(32, 1))
+    seen = trainer.maker.evaluate(rollout, torch.zeros(32), torch.zeros(32, 1))
     torch.testing.assert_close(seen.logprobs, rollout.sampler_logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.ref_logprobs, seen.logprobs)
     assert seen.entropy.max() <= torch.tensor(KNOWN).log() + 1e-5

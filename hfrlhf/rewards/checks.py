@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..reporting.plain_text import printable
-from ..rewards.completions import Completions
-from ..rewards.source import RewardSource
+from .completions import Completions
+from .source import RewardSource
 
 logger = logging.get_logger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from hfrlhf.learning.reward_checks import logger
 from hfrlhf.models.reward.scoring import load_reward_model
+from hfrlhf.rewards.checks import logger
 from tests.conftest import CHAT_TEMPLATE, byte_tokenizer
 from tests.trainers.helpers import load, trainer
 
