@@ -76,6 +76,7 @@ def check_peft_config(peft_config: object) -> None:
 
 def new_adapter(base: nn.Module, peft_config: PeftConfig, seed: int) -> PeftModel:
     """A fresh adapter on a base, its first weights a function of the seed (PEFT draws from the global generator)."""
+    # Forked, so that what the caller draws afterwards does not depend on whether an adapter was made here.
     with torch.random.fork_rng(), targets_explained("the policy's adapter", base), quietly():
         torch.manual_seed(seed)
         return get_peft_model(base, peft_config, adapter_name=POLICY_ADAPTER)
@@ -192,6 +193,7 @@ def roles_of(model: nn.Module) -> dict[str, str]:
     """The adapter that each parameter of an adapter belongs to, by the parameter's name; the base's are not in it."""
     tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     layers = {layer for module in tuned for layer in module.adapter_layer_names} | {"modules_to_save"}
+    # PEFT's names have the adapter behind the layer: `…q_proj.lora_A.default.weight`.
     found = {}
     for name, _ in model.named_parameters():
         for layer, role in itertools.pairwise(name.split(".")):
@@ -211,7 +213,7 @@ def adapter(model: PeftModel, name: str | None) -> Iterator[None]:
     if active == name:
         yield
         return
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]  # of all, heads that PEFT saves among them
     try:
         with model.disable_adapter() if name is None else nullcontext():
             if name is not None:

@@ -58,6 +58,7 @@ def _matrices(model: nn.Module) -> dict[str, Any]:
         parts = name.split(".")
         if isinstance(module, BaseTunerLayer) or not of_adapters.isdisjoint(parts):
             continue
+        # A matrix, or what was one: packed into bits (`quant_state`), or away in another process (no elements).
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and (weight.dim() == 2 or weight.numel() == 0 or hasattr(weight, "quant_state")):
             found[".".join(part for part in parts if part not in (*WRAPPERS, "token_adapter"))] = module
@@ -74,5 +75,6 @@ def _is_quantised(module: Any) -> bool:
 
 
 def _projection(w: Tensor) -> float:
+    # A fixed direction in which no weights are likely to lie: no seed, no draw, the same on every machine.
     c = torch.arange(len(w), dtype=torch.float64).cos()
     return float((w * c).sum() / w.norm().clamp(min=1e-30))

@@ -51,6 +51,7 @@ def merge(adapter: Any, output_dir: str | Path, dtype: torch.dtype = torch.float
     before = _logits(PeftModel.from_pretrained(_base(name), name))
     merged: Any = PeftModel.from_pretrained(_untied(_dequantised(_base(name)), name), name).merge_and_unload()
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, on the same file system: then the last step is a rename, and nobody finds half a model.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
         staged = Path(staging, "model")
         merged.to(dtype).save_pretrained(staged)
@@ -119,6 +120,7 @@ def _untied(base: Any, name: str) -> Any:
     changed = {part for key in load_peft_weights(name, device="cpu") for part in key.split(".")}
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     names = {n.rpartition(".")[2] for n, module in base.named_modules() if module is head or module is embedding}
+    # With one weight for both, what the adapter adds to the one would be added to the other too.
     if head.weight is embedding.weight and names & changed:
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         base.config.tie_word_embeddings = False

@@ -97,7 +97,7 @@ def check_savable(
 def _try(role: str, save: Callable[[], Any]) -> None:
     try:
         save()
-    except Exception as error:
+    except Exception as error:  # whatever a model's own `save_pretrained` may raise: it would be raised at the end
         words = " ".join(str(error).split())[:400]
         raise ValueError(
             f"the {role} cannot be saved, and the run would end without it ({type(error).__name__}: {words}); this was "
@@ -121,6 +121,8 @@ def stand_ins(model: nn.Module) -> dict[str, Tensor]:
     named = {}
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
+            # transformers refuses to save two names for one memory unless the model says that they are tied: shared
+            # memory has to stay shared here. What has none of its own (address 0) is told by its name.
             place = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape
             key = (tensor.device, *place) if place[0] else name
             named[name] = made.setdefault(key, torch.zeros(1))

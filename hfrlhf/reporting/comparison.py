@@ -50,6 +50,7 @@ class Comparison:
         if self.before is None:
             return False
         before, after = self.before, self._sample()
+        # As one batch: the padding, and what it does to rounding, is the same for both.
         both = self.trainer.describe(concatenate([before, after]), self.prompts)
         scores = self._scores(both)
         n = len(before)
@@ -82,6 +83,7 @@ class Comparison:
         }
 
     def _sample(self) -> Rollout:
+        # The same address both times, so the same uniforms: what differs is the policy, not the luck.
         rows = torch.arange(min(SHOWN, len(self.prompts)))
         with self.trainer.whole_model():
             return self.trainer.generate(prompt_batch(self.prompts, rows, rows), (self.trainer.args.seed, self.address))

@@ -122,7 +122,7 @@ def _draw_metric(
 def _evaluations(history: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """The logs of evaluations, each with the episodes that training had seen by then."""
     found: list[Mapping[str, float]] = []
-    episode = 0.0
+    episode = 0.0  # an evaluation's log does not say: the training's log before it does
     for row in history:
         episode = row.get("episode", episode)
         if any(name.startswith(EVALUATED) for name in row):

@@ -101,6 +101,7 @@ def rollout_metrics(seen: EvaluatedRollout, rewards: Tensor, kl_coef: float, sou
     difference per token between the sampler's log-probs and the training forward's, `reward/…` each source's mean.
     """
     named = zip(sources, seen.parts.T, strict=True)  # a source without any opinion has no mean
+    # `nanmean`: a source has NaN where it says nothing, and its mean is over the rows on which it does.
     opinions = {f"reward/{name}": float(part.nanmean()) for name, part in named if not part.isnan().all()}
     return (
         objectives(seen)

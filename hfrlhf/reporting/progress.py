@@ -162,7 +162,7 @@ class AboveBar:
 
     def write(self, text: str) -> int:
         """Keep what is no whole line yet; what moves within a line (a bar) passes."""
-        if "\r" in text:
+        if "\r" in text:  # a bar, which tqdm draws over itself
             self._wrapped.write(text)
             return len(text)
         whole, newline, self._line = (self._line + text).rpartition("\n")

@@ -75,6 +75,7 @@ class RunFiles(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Make room: a resumed run goes on where its checkpoint ends, a new one finds no old files."""
+        # A run that goes on from a checkpoint finds its own files, one that begins those of another.
         if state.global_step == 0 and self.trainer.is_world_process_zero():
             put_aside(self.folder)
         if self._wants("log_completions"):

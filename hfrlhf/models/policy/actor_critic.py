@@ -108,6 +108,8 @@ class ActorCritic(PolicySurface):
         """
         lm = causal_lm(self.policy)
         states = ResponseStates.of(rollout)
+        # The trunk runs once for policy and head. The vocabulary head is not called as a whole: [B,L,V] logits would be
+        # the largest tensor of all, so the log-probs are computed from the hidden states, some rows at a time.
         with torch.no_grad() if detach_trunk else nullcontext():
             trunk = states.run(backbone_of(lm))
             logprobs, entropy = states.logprobs(lm, trunk, self.temperature, need_entropy, self.vocabulary)
@@ -119,6 +121,7 @@ class ActorCritic(PolicySurface):
 
     def _values(self, states: ResponseStates, trunk: Tensor) -> dict[str, Tensor]:
         if self.value_head is not None and self.value_head.out_features > 1:
+            # Q(s, a) of the action taken: after the last token there is none, and no value to bootstrap from.
             return {"values": states.action_values(trunk, self.value_head)}
         if self.has_value_adapter:
             with adapter(self.policy, VALUE_ADAPTER):
@@ -218,6 +221,7 @@ class ActorCritic(PolicySurface):
             tensors = parts["value_head"] or self.value_head.state_dict()
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / VALUE_HEAD_FILE)
         if self.has_value_adapter:
+            # PEFT writes each adapter but "default" into a folder of its name.
             self.policy.save_pretrained(folder, state_dict=parts["policy"], selected_adapters=[VALUE_ADAPTER])
         if self.value_model is not None:
             self.value_model.save_pretrained(folder / VALUE_MODEL_FOLDER, state_dict=parts["value_model"])
@@ -243,6 +247,7 @@ class ActorCritic(PolicySurface):
         Raises:
             RuntimeError: with `strict`, an entry is missing or unexpected; on a quantised base, one that trains.
         """
+        # bitsandbytes keeps scales and code books beside each packed weight, under names that no module has.
         quantized = is_quantized(causal_lm(self.policy))
         found = super().load_state_dict(state_dict, strict=strict and not quantized, assign=assign)
         missing = {name for name, p in self.named_parameters() if p.requires_grad} & set(found.missing_keys)
@@ -288,7 +293,7 @@ def check_head(policy: nn.Module) -> None:
     """
     lm = causal_lm(policy)
     was_training = lm.training
-    lm.eval()
+    lm.eval()  # in training mode the two passes below might draw other noise, and differ for no fault of ours
     ids = torch.arange(1, 5, device=device_of(lm))[None] % embeddings_of(lm)
     flags = forward_flags(lm, use_cache=False)
     hidden = backbone_of(lm)(input_ids=ids, **flags).last_hidden_state[0]
@@ -302,6 +307,7 @@ def check_head(policy: nn.Module) -> None:
             f"{type(lm).__name__} gives logits that are NaN: its weights are NaN or infinite, or too large for "
             f"{lm.dtype}; load another checkpoint, or this one in float32"
         )
+    # A forgotten cap or scale moves log-probs by tenths and more; rounding stays below these.
     tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(ours, theirs, atol=tolerance, rtol=0):
         raise ValueError(

@@ -52,7 +52,7 @@ class ResponseStates:
         rows = torch.arange(len(ids), device=ids.device) * ids.shape[1]
         first = rows + lengths - rollout.completion_lengths - 1  # the prompt's last token: state of response token 0
         steps = torch.arange(rollout.action_mask.shape[1], device=ids.device)
-        index = (first[:, None] + steps)[rollout.action_mask]
+        index = (first[:, None] + steps)[rollout.action_mask]  # row by row, as `masked_scatter` puts them back
         return cls(ids, rollout.action_mask, index, rows + lengths - 1)
 
     def run(self, backbone: nn.Module) -> Tensor:
@@ -73,6 +73,7 @@ class ResponseStates:
 
     def values(self, hidden: Tensor, head: nn.Linear, shift: float = 0.0) -> tuple[Tensor, Tensor]:
         """[B,A] values of the states, and [B] the value after the last token; float32, also in mixed precision."""
+        # Under autocast the head would compute in 16 bits: a value of 10 would be rounded to steps of 1/16.
         with torch.autocast(hidden.device.type, enabled=False):
             rows = hidden[torch.cat([self.index, self.last])].to(head.weight.dtype)
             flat = at_least_float32(head(rows)).squeeze(-1) - shift
@@ -125,6 +126,8 @@ def vocabulary_logprobs(
     """
     head = lm.get_output_embeddings()
     transforms = logit_transforms(lm.config)
+    # Of a plain linear head the gradient can be written down (`core.logprob_gradients`), which saves a second pass. A
+    # subclass (an adapter around the head, packed weights) computes something else than its `weight` says.
     if type(head) is nn.Linear and not transforms:
         bias = head.bias
         return linear_logprobs(hidden, head.weight, targets, temperature, bias, need_entropy, vocabulary=vocabulary)
