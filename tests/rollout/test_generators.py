@@ -8,62 +8,36 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from hfrlhf import PPOTrainer
-from hfrlhf.core.randomness import uniforms
 from hfrlhf.experience import Prompts, Rollout
 from hfrlhf.learning.watch import SamplerMismatch
 from hfrlhf.rollout.contract import RolloutIsWrong, Sampling, check_rollout
-from hfrlhf.rollout.sampling import draw
 from hfrlhf.trainers.trpo import TRPOTrainer
 from tests.trainers.helpers import config, parameters, prompts, reward, trainer, training_logs
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "GENERATORS.md"
 
-class WithGenerate:
-    """What somebody writes in a script: `generate()` of transformers, with draws that have an address."""
+
+def of_the_guide() -> Any:
+    """The class that the guide shows."""
+    names: dict[str, Any] = {}
+    exec(GUIDE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
+    return names["WithGenerate"]
+
+
+class WithGenerate(of_the_guide()):  # type: ignore[misc]
+    """What somebody writes in a script, and what it is told."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
 
     def set_sampling(self, sampling: Sampling) -> None:
-        self.sampling = sampling
+        super().set_sampling(sampling)
         self.heard.append("sampling")
 
     def sync_weights(self, model: Any) -> None:
         self.heard.append(f"weights of {type(model).__name__}")
-
-    def generate(self, model: Any, prompts: Prompts, address: tuple[int, ...]) -> Rollout:
-        asked, width = self.sampling, prompts.input_ids.shape[1]
-        steps, drawn = asked.max_completion_length, []
-        numbers = uniforms(address, prompts.episode, 2 * steps).view(len(prompts), steps, 2)
-
-        def only_the_drawn(ids: Tensor, scores: Tensor) -> Tensor:
-            tokens, logprobs = draw(scores, numbers[:, ids.shape[1] - width], asked.temperature)
-            drawn.append(logprobs)
-            return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
-
-        ids = model.generate(
-            input_ids=prompts.input_ids,
-            attention_mask=prompts.attention_mask.long(),
-            logits_processor=LogitsProcessorList([only_the_drawn]),
-            max_new_tokens=steps,
-            do_sample=False,
-            eos_token_id=asked.stop_token_id,
-            pad_token_id=asked.stop_token_id,
-        )
-        response, logprobs = ids[:, width:], torch.stack(drawn, 1)
-        stops = response == asked.stop_token_id
-        mask = stops.cumsum(-1) - stops.long() == 0
-        return Rollout(
-            torch.cat([prompts.input_ids, response * mask], 1),
-            torch.cat([prompts.attention_mask, mask], 1),
-            mask,
-            stops.any(-1),
-            prompts.episode,
-            prompts.row,
-            logprobs * mask,
-        )
 
 
 def test_a_generator_of_ones_own_trains_what_the_built_in_one_trains(tiny_model_folder: Path, tmp_path: Path) -> None:
