@@ -84,9 +84,10 @@ def ppo_clip(
     """
     _check_clip(clip_low, clip_high, dual_clip)
     rho, advantages = ratio(logprobs, old_logprobs), advantages.detach()
-    # A choice by `where` instead of `minimum`: two products that round to the same number would share the gradient.
     bound = rho.detach().clamp(1 - clip_low, 1 + clip_high)
     is_clipped = clip_fraction(logprobs, old_logprobs, advantages, clip_low, clip_high)
+    # min(ρ·A, clip(ρ)·A) is the second where it is clipped. Chosen by `where` instead of `minimum`: two products that
+    # round to the same number would share the gradient.
     loss = -torch.where(is_clipped, bound, rho) * advantages
     if dual_clip is None:
         return loss
