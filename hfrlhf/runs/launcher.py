@@ -36,6 +36,7 @@ def waiting_launcher() -> int | None:
     """The id of the process that launched this one; None where it was started by hand, or is not Linux'."""
     if not any(sign in os.environ for sign in SIGNS):
         return None
+    # The variables are inherited: a script that a launched process starts has them too, and another parent.
     parent = os.getppid()
     try:
         command = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")

@@ -60,6 +60,32 @@ def test_with_a_scaler_too_an_update_is_left_out(fp16, tmp_path):
         assert torch.equal(model.weight, before) == left_out
 
 
+class WithAnEmptyShard(torch.nn.Module):
+    """A small parameter in more pieces than it has rows: this process holds nothing of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.small = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(0))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "loss", "left_out"),
+    [
+        ([1.0, -2.0, 0.0], 0.5, False),
+        ([1e30, 0.0, 0.0], 0.5, False),  # its square is not finite, and it is
+        ([1.0, float("nan"), 0.0], 0.5, True),
+        ([1.0, -float("inf"), 0.0], 0.5, True),
+        ([1.0, 1.0, 1.0], float("nan"), True),
+    ],
+)
+def test_one_number_that_is_not_finite_is_enough(tmp_path, gradient, loss, left_out):
+    model = WithAnEmptyShard()
+    model.weight.grad, model.small.grad = torch.tensor(gradient), torch.ones(0)
+    guard = UpdateGuard(Accelerator(cpu=True), lambda: model, limit=3)
+    assert guard.leaves_out(loss, lambda: ({}, {}), 7, tmp_path) == left_out
+    assert (model.weight.grad is None) == left_out and guard.in_a_row == left_out
+
+
 def break_gradients(model):
     """One weight's gradient is infinite, the loss is not."""
     model.get_input_embeddings().weight.register_hook(lambda gradient: gradient + float("inf"))
