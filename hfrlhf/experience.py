@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -146,7 +146,10 @@ class Experience(Rollout):
     kl: Tensor | None = None
 
 
-def concatenate(records: Iterable[Any]) -> Any:
+SomeRecord = TypeVar("SomeRecord", bound=Record)
+
+
+def concatenate(records: Iterable[SomeRecord]) -> SomeRecord:
     """One record from several of the same type, padded to their common width.
 
     Prompts are padded on the left, responses on the right, so that the widths P and A grow separately.
@@ -161,7 +164,7 @@ def concatenate(records: Iterable[Any]) -> Any:
         raise ValueError("concatenate() needs records with the same fields; one has None where another has a tensor")
     common = tuple(max(widths) for widths in zip(*map(_widths, records), strict=True))
     parts = [_widen(record, common) for record in records]
-    fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    fields: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return dataclasses.replace(records[0], **fields)
 
 

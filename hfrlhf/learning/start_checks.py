@@ -48,7 +48,7 @@ def check_roles(
     describe: Callable[[Rollout], Completions],
     prompts: PromptSet,
     half: bool,
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Callable[[], AbstractContextManager[None]],
 ) -> None:
     """Try policy, critic, reference and reward models on a few rows; nothing is drawn.
 

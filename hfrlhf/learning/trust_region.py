@@ -149,4 +149,5 @@ class TrustRegionProblem:
         return rows_at_a_time(outputs_of(self.actor_critic.policy))
 
     def _summed(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, "sum")
+        summed: Tensor = self.accelerator.reduce(tensor, "sum")
+        return summed
