@@ -32,6 +32,8 @@ def written(
         rendered: where the prompts are chats, their texts. A space that the tokenizer itself puts before a text at that
             place is its own then, and no part of the message.
     """
+    if not prompts:  # for no rows older releases of transformers decode one
+        return []
     heads = _decoded_once(tokenizer, prompts)
     joined = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     wholes = tokenizer.batch_decode(joined, skip_special_tokens=True)
