@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from hfrlhf.core import baselines
@@ -82,29 +80,10 @@ def expected_baseline(
     return masked(at_least_float32(rewards) + gamma * following - at_least_float32(expected_values), mask)
 
 
-@dataclass(frozen=True)
-class PsiOptions:
-    """The numbers that a row of `PSI` may read; each row takes what it needs.
-
-    `gamma` discount, `gae_lambda` weight of longer GAE sums, `n_step` length of n-step sums, `group_size` responses per
-    prompt, `bootstrap_values` [B] the value of the state after the last token (0 where terminated), None for 0,
-    `exclude_self` whether a baseline over the batch leaves an episode out of its own. Where the row needs them:
-    `grad_sq_norms` [B] squared norms of ∇log P(τ), `best_values` and `expected_values` [B,A] max_a Q(s_t, a) and
-    Σ_a π(a|s_t)·Q(s_t, a).
-    """
-
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    n_step: int = 1
-    group_size: int = 1
-    bootstrap_values: Tensor | None = None
-    exclude_self: bool = False
-    grad_sq_norms: Tensor | None = None
-    best_values: Tensor | None = None
-    expected_values: Tensor | None = None
-
-
-# The rows. Each docstring is the formula that the table of algorithms shows; the keyword arguments are the options.
+# The rows. Each docstring is the formula that the table of algorithms shows. The keyword arguments are the options: a
+# setting by its name, or what is known of the rollout: `bootstrap_values` [B] the value of the state after the last
+# token (0 where terminated), None for 0; `grad_sq_norms` [B] squared norms of ∇log P(τ); `best_values` and
+# `expected_values` [B,A] max_a Q(s_t, a) and Σ_a π(a|s_t)·Q(s_t, a).
 
 
 def _total_return(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
@@ -147,15 +126,15 @@ def _time_dependent_baseline(
     return masked(to_go - baselines.time_dependent(to_go, mask, exclude_self), mask)
 
 
-def _leave_one_out(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, group_size: int) -> Tensor:
+def _leave_one_out(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, num_generations: int) -> Tensor:
     """R_t − mean R(τ) of the prompt's others"""
-    baseline = baselines.leave_one_out(total_return(rewards, mask, gamma), group_size)
+    baseline = baselines.leave_one_out(total_return(rewards, mask, gamma), num_generations)
     return masked(reward_to_go(rewards, mask, gamma) - baseline.unsqueeze(-1), mask)
 
 
-def _group_normalised(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, group_size: int) -> Tensor:
+def _group_normalised(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, num_generations: int) -> Tensor:
     """(R(τ) − mean) / std over the prompt's responses"""
-    return _per_token(baselines.group_normalised(total_return(rewards, mask, gamma), group_size), mask)
+    return _per_token(baselines.group_normalised(total_return(rewards, mask, gamma), num_generations), mask)
 
 
 def _value_baseline(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float) -> Tensor:

@@ -8,8 +8,6 @@ finite (the records hold 0), because a NaN in Ψ would come back as NaN · 0 in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -104,18 +102,8 @@ def ppo_penalty(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, coef
     return importance_weighted(logprobs, old_logprobs, advantages) + coef * approx_kl(logprobs, old_logprobs.detach())
 
 
-@dataclass(frozen=True)
-class PolicyLossOptions:
-    """The numbers that a row of `POLICY_LOSSES` may read; each row takes what it needs.
-
-    `clip_low`, `clip_high` half-widths of the clip around ratio 1, `dual_clip` bound for negative advantages (None:
-    off), `penalty_coef` weight of the divergence in PPO-Penalty.
-    """
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    penalty_coef: float = 1.0
+# The rows. The keyword arguments are the options: a setting by its name, or `penalty_coef`, the weight of the
+# divergence in PPO-Penalty as it is now.
 
 
 def _score_function(new: Tensor, old: Tensor, psi: Tensor) -> Tensor:
@@ -123,16 +111,22 @@ def _score_function(new: Tensor, old: Tensor, psi: Tensor) -> Tensor:
 
 
 def _ppo_clip(
-    new: Tensor, old: Tensor, psi: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
+    new: Tensor,
+    old: Tensor,
+    psi: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> Tensor:
-    return ppo_clip(new, old, psi, clip_low, clip_high, dual_clip)
+    return ppo_clip(new, old, psi, clip_range, clip_range if clip_range_high is None else clip_range_high, dual_clip)
 
 
 def _ppo_penalty(new: Tensor, old: Tensor, psi: Tensor, *, penalty_coef: float) -> Tensor:
     return ppo_penalty(new, old, psi, penalty_coef)
 
 
-# POLICY_LOSSES[name](logprobs, old_logprobs, psi, options) -> [B,A]; the keyword arguments are the options read.
+# POLICY_LOSSES[name](logprobs, old_logprobs, psi, options) -> [B,A]
 POLICY_LOSSES = rows(
     "POLICY_LOSSES",
     {

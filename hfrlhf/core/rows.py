@@ -1,19 +1,22 @@
-"""Rows of a table of functions that each read some of many options, and say which by their keyword-only arguments."""
+"""Rows of a table of functions that each read some of many options, and say which by their keyword-only arguments.
+
+Options are a mapping and no record, so that a new row with a new number touches nothing but itself: the caller gives
+all settings by their names, and what it knows of the rollout.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
-Row = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+Row = Callable[[Tensor, Tensor, Tensor, Mapping[str, object]], Tensor]
 
 
 def rows(table: str, functions: Mapping[str, Callable[..., Tensor]]) -> dict[str, Row]:
-    """The rows of a table, all called alike: `row(x, y, z, options)`, of which each gets the options that it names.
+    """The rows of a table, called alike: `row(x, y, z, options)`, each of which gets the options that it names.
 
     Args:
         table: its name, for errors. functions: of three tensors, and keyword-only arguments: the options it reads. One
@@ -33,15 +36,11 @@ def _row(called: str, function: Callable[..., Tensor]) -> Row:
     needed = {name for name in options_of(function) if parameters[name].default is inspect.Parameter.empty}
 
     @functools.wraps(function)
-    def row(x: Tensor, y: Tensor, z: Tensor, options: Any) -> Tensor:
-        given = {name: _read(options, name) for name in options_of(function)}
+    def row(x: Tensor, y: Tensor, z: Tensor, options: Mapping[str, object]) -> Tensor:
+        given = {name: options.get(name) for name in options_of(function)}
         missing = sorted(name for name in needed if given[name] is None)
         if missing:
-            raise ValueError(f"{called} needs PsiOptions({missing[0]}=…), which was not given")
+            raise ValueError(f"{called} needs the option {missing[0]!r}, which was not given")
         return function(x, y, z, **{name: value for name, value in given.items() if value is not None})
 
     return row
-
-
-def _read(options: Any, name: str) -> Any:
-    return options.get(name) if isinstance(options, Mapping) else getattr(options, name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Algorithm
-from ..core.advantages import PSI, PsiOptions
+from ..core.advantages import PSI
 from ..core.kl import kl_penalty
 from ..core.masking import masked_whiten
 from ..core.reward_shaping import clip_scores, missing_eos, token_rewards
@@ -62,18 +62,13 @@ def estimate(
     return Estimate(experience, rewards)
 
 
-def psi_options(seen: EvaluatedRollout, args: PolicyGradientConfig) -> PsiOptions:
-    """What the rows of `core.advantages.PSI` may read, of the settings and of the rollout."""
+def psi_options(seen: EvaluatedRollout, args: PolicyGradientConfig) -> dict[str, object]:
+    """What the rows of `core.advantages.PSI` may read, by name: every setting, and what is known of the rollout."""
     # After a stop token nothing follows; where a response was cut off, the critic may say what would have.
     bootstrap = torch.where(seen.terminated, 0.0, seen.bootstrap_values) if args.bootstrap_truncated else None
-    return PsiOptions(
-        gamma=args.gamma,
-        gae_lambda=args.gae_lambda,
-        n_step=args.n_step,
-        group_size=args.num_generations,
-        bootstrap_values=bootstrap,
-        exclude_self=args.exclude_self,
-        grad_sq_norms=seen.grad_sq_norms,
-        best_values=seen.best_values,
-        expected_values=seen.expected_values,
-    )
+    return args.options | {
+        "bootstrap_values": bootstrap,
+        "grad_sq_norms": seen.grad_sq_norms,
+        "best_values": seen.best_values,
+        "expected_values": seen.expected_values,
+    }

@@ -8,7 +8,7 @@ The policy's term is a row of `core.policy_losses.POLICY_LOSSES`; PPO's is `core
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def objective(
         now: what policy and critic say of the batch as they are now. batch: rows of an experience.
         row: whose policy loss. penalty: the coefficient of PPO-Penalty as it is now.
     """
-    options = replace(args.policy_loss_options, penalty_coef=penalty)
+    options = args.options | {"penalty_coef": penalty}
     terms = {"policy": POLICY_LOSSES[row.loss](now.logprobs, batch.old_logprobs, batch.advantages, options)}
     if now.values is not None:
         terms["value"] = value_loss(now.values, batch, args.clip_range_value)

@@ -114,7 +114,7 @@ class TrustRegionProblem:
 
     def _surrogate(self, logprobs: Tensor, chunk: Experience) -> Tensor:
         """Σ_t ρ_t·A_t of a chunk: the algorithm's loss with its sign turned."""
-        loss, options = POLICY_LOSSES[self.row.loss], self.args.policy_loss_options
+        loss, options = POLICY_LOSSES[self.row.loss], self.args.options
         return -masked_sum(loss(logprobs, chunk.old_logprobs, chunk.advantages, options), chunk.action_mask)
 
     def _moved_chunk(self, chunk: Experience, step: Tensor) -> tuple[Tensor, Tensor]:

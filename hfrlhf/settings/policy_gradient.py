@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..algorithms import ALGORITHMS, Algorithm, algorithm_named
-from ..core.policy_losses import PolicyLossOptions
 from ..reporting.screen import RunWarning
 from .algorithm_checks import check_algorithm, check_steps, switched_off
 from .checks import (
@@ -101,9 +100,9 @@ class PolicyGradientConfig(RolloutSettings):
             setattr(self, name, off)
 
     @property
-    def policy_loss_options(self) -> PolicyLossOptions:
-        """What the rows of `core.policy_losses.POLICY_LOSSES` read."""
-        return PolicyLossOptions(*self.clip_ranges, self.dual_clip)
+    def options(self) -> dict[str, object]:
+        """What the rows of `PSI` and `POLICY_LOSSES` may read of the settings: each by its own name."""
+        return dict(vars(self))
 
 
 @documented

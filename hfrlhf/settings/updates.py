@@ -87,10 +87,10 @@ class UpdateSettings(TrainingArguments):
         1, "Optimiser steps per pass. Typical: 1 to 8.", range="[1, ∞)", whole=True, resumed=True, shown=True
     )
     clip_range: float = setting(
-        0.2, "ε of the clipped ratio. Typical: 0.1 to 0.3.", range="(0, 1]", read_by="clip_low", shown=True
+        0.2, "ε of the clipped ratio. Typical: 0.1 to 0.3.", range="(0, 1]", read_by="clip_range", shown=True
     )
     clip_range_high: float | None = setting(
-        None, "Upper ε where it differs from clip_range.", range="(0, ∞)", read_by="clip_high", shown=True
+        None, "Upper ε where it differs from clip_range.", range="(0, ∞)", read_by="clip_range_high", shown=True
     )
     dual_clip: float | None = setting(
         None,

@@ -25,7 +25,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfrlhf.core.advantages import PSI, PsiOptions, td_error
+from hfrlhf.core.advantages import PSI, td_error
 from hfrlhf.core.kl import kl_penalty
 from hfrlhf.core.masking import masked_sum
 from hfrlhf.core.randomness import permutation
@@ -58,7 +58,7 @@ RESULT = Path(__file__).with_suffix(".json")
 FIGURE = REPOSITORY / "model_cards/figures/gradient_variance.png"
 
 GROUP, MINI_SAMPLE, DRAWS = 4, 64, 4000
-OPTIONS = PsiOptions(gamma=1.0, gae_lambda=0.95, n_step=5, group_size=GROUP)
+OPTIONS = {"gamma": 1.0, "gae_lambda": 0.95, "n_step": 5, "num_generations": GROUP, "exclude_self": False}
 ROWS = [name for name in PSI if name != "discounted_rewards"]
 NEEDS_VALUES = ["value_baseline", "td_error", "n_step", "gae"]
 NEEDS_ACTION_VALUES = ["action_value", "expected_baseline"]
@@ -201,13 +201,11 @@ def gradients(policy: Any, pool: Pool, reward: str, critics: tuple[Any, Any], no
     for rows in torch.arange(len(norms)).split(MINI_SAMPLE):
         batch = pool.rollout.select(rows)
         seen = critics_say(policy, *critics, batch)
-        options = replace(
-            OPTIONS, grad_sq_norms=norms[rows], best_values=seen["best"], expected_values=seen["expected"]
-        )
+        known = {"grad_sq_norms": norms[rows], "best_values": seen["best"], "expected_values": seen["expected"]}
         logprobs = actor(batch, need_entropy=False).logprobs
         for name in ROWS:
             values = seen["Q" if name in NEEDS_ACTION_VALUES else "V"]
-            psi = PSI[name](pool.rewards[reward][rows], values, batch.action_mask, options)
+            psi = PSI[name](pool.rewards[reward][rows], values, batch.action_mask, OPTIONS | known)
             surrogate = masked_sum(psi * logprobs, batch.action_mask) / MINI_SAMPLE
             found[name].append(flatten(torch.autograd.grad(surrogate, parameters, retain_graph=name != ROWS[-1])))
     return {name: torch.stack(rows) for name, rows in found.items()}

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from hfrlhf.core.advantages import PSI, PsiOptions, expected_baseline, gae, k_step, td_error
+from hfrlhf.core.advantages import PSI, expected_baseline, gae, k_step, td_error
+from hfrlhf.core.rows import options_of
 
 NAN = math.nan
 # As in test_returns.py: three tokens, one token, none; the padding holds NaN.
@@ -30,7 +31,7 @@ def test_rows_with_a_q_head_match_the_vectors(q_actor_critic_vector, close):
     rewards, mask, q = inputs["rewards"], inputs["action_mask"], inputs["q_values"]
     taken = q.gather(-1, inputs["actions"].long().unsqueeze(-1)).squeeze(-1)
     mean = (inputs["logits"].softmax(-1) * q).sum(-1)
-    options = PsiOptions(gamma=inputs["gamma"], best_values=q.amax(-1), expected_values=mean)
+    options = {"gamma": inputs["gamma"], "best_values": q.amax(-1), "expected_values": mean}
     close(PSI["action_value"](rewards, taken, mask, options), expected["q_psi"])
     close(PSI["expected_baseline"](rewards, taken, mask, options), expected["expected_baseline_psi"])
     close(expected_baseline(rewards, q.amax(-1), mean, mask, inputs["gamma"]), expected["expected_baseline_psi"])
@@ -156,15 +157,39 @@ EXCLUDING_SELF_BY_HAND = {
 }
 
 
+# Each option as it is in the cases by hand, and another value of it.
+OPTIONS = {
+    "gamma": (0.5, 0.25),
+    "gae_lambda": (0.5, 0.25),
+    "n_step": (2, 1),
+    "num_generations": (2, 4),
+    "exclude_self": (False, True),
+    "bootstrap_values": (None, torch.tensor([2.0, 1.0, 0.0, -3.0])),
+    "grad_sq_norms": (GRAD_SQ_NORMS, GRAD_SQ_NORMS**2),
+    "best_values": (BEST_VALUES, 2 * BEST_VALUES),
+    "expected_values": (EXPECTED_VALUES, EXPECTED_VALUES - 1),
+}
+
+
 def _options(**changes):
-    given = {"grad_sq_norms": GRAD_SQ_NORMS, "best_values": BEST_VALUES, "expected_values": EXPECTED_VALUES}
-    return PsiOptions(**({"gamma": 0.5, "gae_lambda": 0.5, "n_step": 2, "group_size": 2} | given | changes))
+    return {name: value for name, (value, _) in OPTIONS.items()} | changes
 
 
 @pytest.mark.parametrize("name", PSI)
 def test_every_row_of_the_table_by_hand(name):
     psi = PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, _options())
     torch.testing.assert_close(psi, torch.tensor(PSI_BY_HAND[name]))
+
+
+@pytest.mark.parametrize("name", PSI)
+def test_the_options_that_a_row_names_are_those_that_matter(name):
+    """Its keyword arguments are what the settings are refused by where no row of an algorithm reads them."""
+
+    def of(**changes):
+        return PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, _options(**changes))
+
+    changed = {option for option, (_, other) in OPTIONS.items() if not torch.equal(of(), of(**{option: other}))}
+    assert changed == options_of(PSI[name])
 
 
 @pytest.mark.parametrize("name", PSI)
@@ -191,12 +216,13 @@ def test_what_stands_in_the_padding_reaches_no_row(name):
     ],
 )
 def test_a_row_says_which_option_it_misses(name, option):
-    with pytest.raises(ValueError, match=rf"PSI\['{name}'\] needs PsiOptions\({option}=…\), which was not given"):
+    with pytest.raises(ValueError, match=rf"PSI\['{name}'\] needs the option '{option}', which was not given"):
         PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, _options(**{option: None}))
 
 
 @pytest.mark.parametrize("name", ["td_error", "n_step", "gae"])
 def test_rows_with_a_critic_bootstrap(name):
     # Row 0 was cut off where the critic expects 2: its last δ grows by ½·2 = 1.
-    options = PsiOptions(gamma=0.5, gae_lambda=0.5, group_size=2, bootstrap_values=torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    bootstrap = torch.tensor([2.0, 0.0, 0.0, 0.0])
+    options = _options(bootstrap_values=bootstrap, n_step=1)
     assert PSI[name](PSI_REWARDS, PSI_VALUES, PSI_MASK, options)[:, 1].tolist() == [3.0, 0.0, 0.0, 1.0]

@@ -6,7 +6,6 @@ import torch
 from hfrlhf.core.masking import masked_mean, masked_sum
 from hfrlhf.core.policy_losses import (
     POLICY_LOSSES,
-    PolicyLossOptions,
     approx_kl,
     clip_fraction,
     importance_weighted,
@@ -17,6 +16,7 @@ from hfrlhf.core.policy_losses import (
     score_function,
     sequence_weighted,
 )
+from hfrlhf.core.rows import options_of
 
 NAN = math.nan
 LOSSES = {
@@ -252,7 +252,7 @@ def test_the_table_passes_each_loss_its_options():
     # ρ = 4: −A·log 4; −4A; clipped at 1.5 (A = 1) or, for A = −1, at the dual clip 2; −4A + 0.5·(3 − ln 4).
     # W = 16: −16·A·log 4; products 4 and 16.
     new, old, psi = torch.full((2,), math.log(4.0)), torch.zeros(2), torch.tensor([1.0, -1.0])
-    options = PolicyLossOptions(clip_low=0.3, clip_high=0.5, dual_clip=2.0, penalty_coef=0.5)
+    options = {"clip_range": 0.3, "clip_range_high": 0.5, "dual_clip": 2.0, "penalty_coef": 0.5}
     bracket = 0.5 * (3 - math.log(4))
     expected = {
         "score_function": [-math.log(4), math.log(4)],
@@ -264,6 +264,32 @@ def test_the_table_passes_each_loss_its_options():
     }
     for name, loss in POLICY_LOSSES.items():
         assert loss(new, old, psi, options).tolist() == pytest.approx(expected[name])
+
+
+# Two values of every option.
+OPTIONS = {
+    "clip_range": (0.2, 0.3),
+    "clip_range_high": (0.2, 0.4),
+    "dual_clip": (None, 2.0),
+    "penalty_coef": (1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_the_options_that_a_row_names_are_those_that_matter(name):
+    new, psi = torch.tensor([[4.0, 4.0], [0.25, 0.25]]).log(), torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+    first = {option: value for option, (value, _) in OPTIONS.items()}
+
+    def of(changes):
+        return POLICY_LOSSES[name](new, torch.zeros(2, 2), psi, first | changes)
+
+    changed = {option for option, (_, other) in OPTIONS.items() if not torch.equal(of({}), of({option: other}))}
+    assert changed == options_of(POLICY_LOSSES[name])
+
+
+def test_the_upper_end_of_the_clip_is_the_lower_one_where_nothing_is_said():
+    new, old, psi = torch.tensor([4.0]).log(), torch.zeros(1), torch.ones(1)
+    assert POLICY_LOSSES["ppo_clip"](new, old, psi, {"clip_range": 0.3}).item() == pytest.approx(-1.3)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_with_the_mean_in_place_of_the_max_it_is_unbiased(world):
 @pytest.mark.parametrize(("group_size", "bias"), [(2, 0.293), (3, 0.278), (4, 0.248)])
 def test_dividing_by_the_deviation_of_the_group_is_biased(world, group_size, bias):
     # No rescaling heals it: what is left after the best one, relative to ‖∇J‖.
-    of = psi_of_batch(world, "group_normalised", group_size=group_size)
+    of = psi_of_batch(world, "group_normalised", num_generations=group_size)
     found, exact = world.expectation_over_groups(of, group_size), world.true_gradient(BETA)
     best = (found @ exact) / (found @ found) * found
     assert relative_error(best, exact) == pytest.approx(bias, rel=0.01)
@@ -105,7 +105,7 @@ def test_normalised_pairs_follow_the_rate_of_winning(world):
     same = torch.tensor([[p == q for q, _ in world.episodes] for p, _ in world.episodes])
     given = torch.where(same, chances * len(world.prompts), 0.0)
     difference = returns[:, None] - returns
-    found = world.expectation_over_groups(psi_of_batch(world, "group_normalised", group_size=2), 2)
+    found = world.expectation_over_groups(psi_of_batch(world, "group_normalised", num_generations=2), 2)
     normalised = (given * (difference / 2) / (difference.abs() / 2**0.5 + 1e-4)).sum(-1)
     assert relative_error(found, world.expectation(normalised[:, None] * world.mask)) < EXACT
     winning = (given * difference.sign()).sum(-1) / 2**0.5

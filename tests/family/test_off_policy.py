@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hfrlhf.core.policy_losses import POLICY_LOSSES, PolicyLossOptions
+from hfrlhf.core.policy_losses import POLICY_LOSSES
 from tests.family.enumeration import moved, relative_error
 from tests.family.estimators import BETA, psi, shaped_rewards
 
@@ -24,7 +24,7 @@ class OffPolicy:
     def found(self, loss, psi):
         """[P] E over π_old of the descent direction of a loss of the library."""
         new = self.world.taken(self.world.log_policy(self.model))
-        each = POLICY_LOSSES[loss](new, self.world.logprobs, psi, PolicyLossOptions())
+        each = POLICY_LOSSES[loss](new, self.world.logprobs, psi, {"clip_range": 0.2, "penalty_coef": 1.0})
         chances = self.world.chances(self.world.logprobs)
         return -self.world.gradient((chances[:, None] * torch.where(self.world.mask, each, 0.0)).sum(), self.model)
 

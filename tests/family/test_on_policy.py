@@ -45,7 +45,7 @@ def test_whole_returns_and_what_a_state_is_expected_to_give(world, name):
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_leave_one_out_over_every_group(world, group_size):
-    found = world.expectation_over_groups(psi_of_batch(world, "leave_one_out", group_size=group_size), group_size)
+    found = world.expectation_over_groups(psi_of_batch(world, "leave_one_out", num_generations=group_size), group_size)
     assert relative_error(found, world.true_gradient(BETA)) < EXACT
 
 
@@ -134,7 +134,7 @@ def _discounted_estimates(world, factor):
     for name in ON_REWARD_TO_GO:
         of = psi_of_batch(world, name, exclude_self=True, gamma=GAMMA)
         yield name, world.expectation_over_batches(lambda rows, of=of: factor * of(rows), 2)
-    of = psi_of_batch(world, "leave_one_out", group_size=2, gamma=GAMMA)
+    of = psi_of_batch(world, "leave_one_out", num_generations=2, gamma=GAMMA)
     yield "leave_one_out", world.expectation_over_groups(lambda rows: factor * of(rows), 2)
 
 
