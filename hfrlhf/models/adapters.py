@@ -226,7 +226,7 @@ def adapter(model: PeftModel, name: str | None) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-Contexts = tuple[AbstractContextManager, AbstractContextManager]
+Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
 
 
 def recompute_with_same_adapter(model: PeftModel) -> Callable[[], Contexts]:

@@ -132,4 +132,5 @@ def _logits(model: Any) -> Tensor:
     """[64,V] at tokens spread over the vocabulary."""
     size = embeddings_of(model)
     ids = torch.linspace(0, size - 1, PROBE_TOKENS).long()[None]
-    return model.eval()(ids.to(model.device), **forward_flags(model, use_cache=False)).logits[0].float().cpu()
+    logits: Tensor = model.eval()(ids.to(model.device), **forward_flags(model, use_cache=False)).logits[0]
+    return logits.float().cpu()

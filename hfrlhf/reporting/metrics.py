@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -68,14 +65,6 @@ class Metrics:
 def _sum(values: list[float]) -> float:
     """fsum, which raises an error where the plain sum says inf or NaN."""
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
-
-
-@contextmanager
-def timed(metrics: Metrics, name: str) -> Iterator[None]:
-    """Add the seconds the block took."""
-    start = time.perf_counter()
-    yield
-    metrics.add(name, time.perf_counter() - start)
 
 
 def kl_per_response(seen: EvaluatedRollout) -> Tensor:

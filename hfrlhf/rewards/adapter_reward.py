@@ -84,4 +84,5 @@ class AdapterReward(ModelSource):
         """[b] scores of ids [b,L] and mask [b,L], real tokens first; within `scores`."""
         device = device_of(self.policy)
         last = last_states(backbone_of(self.policy), ids.to(device), mask.to(device))
-        return self.head.to(device)(last).squeeze(-1).float() - self.shift
+        scores: Tensor = self.head.to(device)(last)
+        return scores.squeeze(-1).float() - self.shift

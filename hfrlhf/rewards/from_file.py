@@ -93,7 +93,7 @@ def _no_training() -> Iterator[None]:
     """Within the block no trainer can be made: of transformers, of TRL, of this package, or of a class made there."""
     inits: dict[Any, Any] = {}
 
-    def close(kind: Any, **_: Any) -> None:
+    def close(kind: Any, /, **_: Any) -> None:
         if "__init__" in vars(kind) and kind not in inits:
             inits[kind] = kind.__init__
             kind.__init__ = _refuse

@@ -179,7 +179,7 @@ def rows_that_fit(model: LanguageModel, tokens: int) -> int:
         return MOST_ROWS
     head_dim = largest(config, "head_dim") or config.hidden_size // heads
     key_value_heads = largest(config, "num_key_value_heads") or heads
-    row = 2 * config.num_hidden_layers * key_value_heads * head_dim * model.dtype.itemsize * tokens
+    row: int = 2 * config.num_hidden_layers * key_value_heads * head_dim * model.dtype.itemsize * tokens
     memory = torch.cuda.get_device_properties(model.device).total_memory // 4 if model.device.type == "cuda" else 2**30
     return min(MOST_ROWS, max(1, memory // row))
 

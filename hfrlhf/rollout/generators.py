@@ -82,7 +82,8 @@ def sample(
     if isinstance(rollout, Rollout):
         rollout = rollout.to("cpu")
     check_rollout(rollout, prompts.to("cpu"), sampling, type(generator).__name__)
-    return rollout
+    checked: Rollout = rollout
+    return checked
 
 
 def _shown(given: Any) -> str:

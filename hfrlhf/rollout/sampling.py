@@ -68,7 +68,8 @@ def _sample(probabilities: Tensor, numbers: Tensor) -> Tensor:
     blocks = torch.nn.functional.pad(probabilities, (0, -vocabulary % size)).view(rows, -1, size)
     block = _invert(blocks.sum(-1), numbers[:, 0])
     within = _invert(blocks[torch.arange(rows, device=block.device), block], numbers[:, 1])
-    return (block * size + within).clamp(max=vocabulary - 1)  # only NaN would lead beyond
+    tokens: Tensor = block * size + within
+    return tokens.clamp(max=vocabulary - 1)  # only NaN would lead beyond
 
 
 def _invert(masses: Tensor, u: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ def _shape(layer: nn.Module, rows: str, columns: str) -> tuple[int, int]:
 def device_of(model: Any) -> torch.device:
     """The device that token ids go to: that of the input embedding, also under adapters and on several devices."""
     parameter = next(model.get_input_embeddings().parameters(), None)
-    return model.device if parameter is None else parameter.device
+    device: torch.device = model.device if parameter is None else parameter.device
+    return device
 
 
 def largest(config: PreTrainedConfig, name: str) -> int | None:

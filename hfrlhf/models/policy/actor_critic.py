@@ -141,12 +141,14 @@ class ActorCritic(PolicySurface):
         """The blocks that FSDP wraps, each by itself."""
         return {name for model in self._models() for name in unsplit_blocks(model)}
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Switch on activation checkpointing in policy and critic (the Trainer's older name for it)."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict | None = None, **kwargs: Any
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Switch on activation checkpointing in policy and critic."""
         for model in self._models():

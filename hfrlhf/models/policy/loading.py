@@ -210,7 +210,7 @@ def naming(argument: str, value: Any) -> Iterator[None]:
         raise OSError(f"`{argument}={value!r}` could not be loaded; is its name or path right? ({reason})") from error
 
 
-def _load_critic(value_model: Any) -> tuple[Any, bool]:
+def _load_critic(value_model: Any) -> tuple[nn.Module, bool]:
     """A reward model all of whose weights can train, and whether its head is new."""
     if isinstance(value_model, str):
         # All of a critic trains, so the base of an adapter comes in full precision, whatever it was in training.

@@ -39,7 +39,7 @@ class Reference:
 
     model: Any
     source: str
-    active: Callable[[], AbstractContextManager] = nullcontext
+    active: Callable[[], AbstractContextManager[None]] = nullcontext
     exact: bool = True
     vocabulary: int | None = None
 

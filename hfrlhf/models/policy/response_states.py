@@ -61,7 +61,8 @@ class ResponseStates:
         Padding stands behind every real token: causal attention needs no mask, and the positions every architecture
         counts by itself (0, 1, 2, …) are the right ones.
         """
-        return backbone(input_ids=self.ids, **forward_flags(backbone, use_cache=False)).last_hidden_state.flatten(0, 1)
+        hidden: Tensor = backbone(input_ids=self.ids, **forward_flags(backbone, use_cache=False)).last_hidden_state
+        return hidden.flatten(0, 1)
 
     def logprobs(
         self, lm: nn.Module, trunk: Tensor, temperature: float, need_entropy: bool, vocabulary: int | None = None
@@ -149,7 +150,7 @@ def vocabulary_logits(lm: nn.Module, hidden: Tensor, temperature: float, vocabul
 
 def transformed_logits(lm: Any, hidden: Tensor) -> Tensor:
     """[n,V] the output of the model's own head, with what the architecture then does to it."""
-    logits = lm.get_output_embeddings()(hidden)
+    logits: Tensor = lm.get_output_embeddings()(hidden)
     for apply, constant in logit_transforms(lm.config):
         logits = apply(logits, constant)
     return logits
@@ -160,7 +161,7 @@ def rows_at_a_time(vocabulary: int) -> int:
     return max(1, 2**24 // vocabulary)
 
 
-def logit_transforms(config: PreTrainedConfig) -> list[tuple[Any, float]]:
+def logit_transforms(config: PreTrainedConfig) -> list[tuple[Callable[[Tensor, float], Tensor], float]]:
     """The architecture's own changes to its logits (soft-capping, scaling) as (function, constant) pairs."""
     found = [(apply, getattr(config, field, None)) for field, apply in LOGIT_TRANSFORMS.items()]
     return [(apply, constant) for apply, constant in found if constant not in (None, 1, 1.0)]

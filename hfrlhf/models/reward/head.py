@@ -30,7 +30,8 @@ def backbone_of(model: nn.Module) -> nn.Module:
     """The transformer without its head; adapters stay in place."""
     inner = without_wrapper(model)
     # A text model whose class says the name of a larger model's part (Llama 4) has no base model by that name.
-    return inner.base_model if inner.base_model is not inner else getattr(inner, "model", inner)
+    backbone: nn.Module = inner.base_model if inner.base_model is not inner else getattr(inner, "model", inner)
+    return backbone
 
 
 def head_of(model: nn.Module) -> nn.Linear:
@@ -40,11 +41,11 @@ def head_of(model: nn.Module) -> nn.Linear:
         ValueError: the model has no linear `score` head with one output.
     """
     head: Any = score_module(model)
-    if not isinstance(head, ModulesToSaveWrapper):
-        return head
-    adapters = [name for name in head.modules_to_save if name in head.active_adapters]
-    active: Any = head.modules_to_save[adapters[0]] if adapters else head.original_module
-    return active
+    if isinstance(head, ModulesToSaveWrapper):
+        adapters = [name for name in head.modules_to_save if name in head.active_adapters]
+        head = head.modules_to_save[adapters[0]] if adapters else head.original_module
+    linear: nn.Linear = head
+    return linear
 
 
 @torch.no_grad()
@@ -85,7 +86,8 @@ def score_module(model: nn.Module) -> nn.Module:
         found = "no such head" if head is None else f"{inner}"
         kind = type(without_wrapper(model)).__name__
         raise ValueError(f"a reward model has a linear head `score` with one output; {kind} has {found}")
-    return head
+    module: nn.Module = head
+    return module
 
 
 def without_wrapper(model: nn.Module) -> Any:

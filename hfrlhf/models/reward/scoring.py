@@ -104,7 +104,7 @@ def last_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
     Shapes: input_ids, attention_mask [B,L] (at least one real token per row) -> [B] float32, reward units.
     """
     with evaluating(model):
-        scores = score_module(model)(last_states(backbone_of(model), input_ids, attention_mask))
+        scores: Tensor = score_module(model)(last_states(backbone_of(model), input_ids, attention_mask))
     return scores.squeeze(-1).float() - reward_shift_of(model)
 
 
@@ -120,7 +120,7 @@ def last_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) 
     last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(-1)
     accepted = inspect.signature(backbone.forward).parameters  # models with ALiBi take no positions
     extra = {name: value for name, value in positions.items() if name in accepted} | forward_flags(backbone, False)
-    hidden = backbone(ids, attention_mask=mask.long(), **extra).last_hidden_state
+    hidden: Tensor = backbone(ids, attention_mask=mask.long(), **extra).last_hidden_state
     return hidden[torch.arange(len(ids), device=ids.device), last]
 
 
