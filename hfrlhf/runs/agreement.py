@@ -77,6 +77,7 @@ class Agreement:
         Raises:
             OSError: on every process, if something went wrong on one.
         """
+        # Forgotten here, by all alike: the next save begins without this one's error.
         said, self._noted_error = self.from_all(self._noted_error), None
         if failures := [words for words in said if words]:
             raise OSError("; ".join(failures))
@@ -94,7 +95,7 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     error: Exception | None = None
     try:
         yield
-    except Exception as raised:
+    except Exception as raised:  # not a KeyboardInterrupt or an exit: those end the process, and the launcher the rest
         error = raised
     if accelerator.num_processes > 1:
         errors = gather_object([error and f"{type(error).__name__}: {error}"])

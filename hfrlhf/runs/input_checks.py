@@ -108,6 +108,7 @@ def check_best_metric(
     sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else [""]
     known = [f"{part}{name}" for part in sets for name in names]
     wanted = metric.removeprefix("eval_")
+    # The Trainer's own times come with every evaluation; nobody should want the best of them, but it can be done.
     if wanted in known or wanted in [f"{part}{time}" for part in sets for time in _TIMES]:
         return
     likely = get_close_matches(wanted, known, 1, 0.5)

@@ -46,6 +46,7 @@ class Resuming:
             if reason := self.why_not(checkpoint):
                 raise ValueError(f"{checkpoint} cannot be resumed from: {reason}")
             self._name_later_ones(checkpoint)
+        # Each process has settings and files of its own, and one that stopped alone would leave the others waiting.
         for changed in self.agreement.from_all(changed_settings(checkpoint / self.state_file, settings)):
             if changed:
                 raise ValueError(f"this run cannot continue {checkpoint} with changed {changed}")
@@ -73,6 +74,7 @@ class Resuming:
     def _newest_whole(self, run: Path) -> Path:
         with self.lock.held(run):  # another run's save in progress is no leftover
             self._clear_leftovers(run)
+        # The first one's list is everyone's: a folder may come or go between two looks at it.
         names = self.agreement.from_all([path.name for path in checkpoints_in(run)])[0]
         skipped: list[str] = []
         for name in names:

@@ -55,7 +55,6 @@ class RunTrainer(Trainer):
     STATE_FILE: ClassVar[str]  # in a checkpoint: what `extra_state` gives, and the settings that a resume must share
     TENSORS_FILE: ClassVar[str] = "state.safetensors"
     has_named_groups: ClassVar[bool] = False  # whether the names of the optimiser's groups are read
-
     loss_is_scaled_for_ga: bool | None = True  # `compute_loss` divides by the items of the whole optimiser step
     model: Any
     args: Any
@@ -90,9 +89,11 @@ class RunTrainer(Trainer):
         self.trainings = 0  # calls of `train` that trained
         self.card: dict[str, Any] = {}  # what a script knows and the model card should say: datasets, command, license
         self._step_loss, self._skipped = 0.0, 0  # of the step in progress; updates left out since the last log
+        # From here on: the life of the run, by collaborators that know the accelerator and not this trainer.
         self.agreement = Agreement(self.accelerator)
         self.lock, self.checkpoints = RunLock(self.agreement), SafeCheckpoints(self.agreement)
         self.resuming = Resuming(self.agreement, self.lock, self.STATE_FILE)
+        # Of the model as it will be: the Trainer puts a sharded one in its place when training begins.
         self.guard = UpdateGuard(self.accelerator, lambda: self.model, args.max_skipped_updates, bool(args.fp16))
         self.interruption = Interruption(args, self.accelerator)
         self.add_callback(self.interruption)
@@ -167,7 +168,7 @@ class RunTrainer(Trainer):
                 return self._finished(checkpoint)
             self.agreement.say(self.start_report())
             self.trainings += 1
-            self._step_loss, self._skipped = 0.0, 0
+            self._step_loss, self._skipped = 0.0, 0  # a run before this one may have ended in the middle of a step
             self.begin()
             with self.interruption, self.files.kept(), lines_above_bar():
                 return self.files.results(super().train(checkpoint, *args, **kwargs))
@@ -281,6 +282,7 @@ class RunTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's checkpoint and the trainer's own state, written aside, sealed, renamed; then the push."""
+        # The state first: its parts are exchanged, and a process that fails while it writes exchanges nothing any more.
         run, state = Path(self._get_output_dir(trial)), self._own_state()
         with self.checkpoints.written(run, self.state.global_step) as staged:
             self.optimizer_mode("eval")  # the optimiser's own state is saved beside the weights that belong to it
