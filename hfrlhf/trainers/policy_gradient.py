@@ -236,7 +236,7 @@ class PolicyGradientTrainer(RunTrainer):
 
     # ---- A rollout ----------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Keeps time only: as many entries as an epoch (one pass over the prompts) has micro-batches."""
         steps = self.rollouts_per_epoch * self.clock.steps
         return DataLoader(range(steps * self.args.gradient_accumulation_steps), batch_size=1)  # type: ignore[arg-type]
@@ -302,7 +302,7 @@ class PolicyGradientTrainer(RunTrainer):
         """The rollout as reward functions see it: texts or chat messages, token ids, and the dataset's columns."""
         return self.maker.describe(rollout, prompts)
 
-    def whole_model(self) -> AbstractContextManager:
+    def whole_model(self) -> AbstractContextManager[None]:
         """Every parameter at hand on every process, for a rollout or an evaluation; all enter and leave together."""
         self.optimizer_mode("eval")
         return self.strategy.whole(self.model_wrapped, self.args.device)

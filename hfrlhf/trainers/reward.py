@@ -167,7 +167,7 @@ class RewardTrainer(RunTrainer):
     def scores(self, model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B] float32 scores of right-padded rows, through the model's own forward: any wrapper around it works."""
         flags = forward_flags(self.unwrapped(), use_cache=False)
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, **flags).logits
+        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, **flags).logits
         return logits.squeeze(-1).float() - reward_shift_of(self.model)
 
     def compute_loss(

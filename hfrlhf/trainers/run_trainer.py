@@ -191,7 +191,7 @@ class RunTrainer(Trainer):
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
         steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
-        return math.ceil(self.args.num_train_epochs * steps)
+        return math.ceil(self.args.num_train_epochs * steps)  # type: ignore[no-any-return]
 
     @property
     def folder(self) -> Path:
@@ -414,7 +414,7 @@ class RunTrainer(Trainer):
             best = self.resuming.best(best)
         self.state = dataclasses.replace(self.state, best_model_checkpoint=None if stopped else best)
         try:
-            result = super()._finalize_training(*args, **kwargs)
+            result = super()._finalize_training(*args, **kwargs)  # type: ignore[no-untyped-call]
         finally:
             self.state = dataclasses.replace(self.state, best_model_checkpoint=best)
         return result._replace(training_loss=result.metrics["train_loss"])
