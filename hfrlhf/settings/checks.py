@@ -56,10 +56,12 @@ def check_words(args: TrainingArguments) -> None:
         ValueError: the message lists the words.
     """
     for name, declared in declarations(type(args)).items():
-        value = getattr(args, name)
-        if declared.choices and value not in declared.choices:
+        value, words = getattr(args, name), tuple(declared.choices)
+        if type(args).__dataclass_fields__[name].default is None and None not in words:
+            words = (None, *words)
+        if declared.choices and value not in words:
             raise ValueError(
-                f"`{name}` " + (declared.refusal or f"must be one of {declared.choices}, got {{}}").format(repr(value))
+                f"`{name}` " + (declared.refusal or f"must be one of {words}, got {{}}").format(repr(value))
             )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -55,7 +55,9 @@ class Setting(str):
 
     Args:
         text: one sentence on its effect, then typical values. unit: of its number; the help text begins with it.
-        range: the numbers allowed, as an `Interval`. whole: whether only whole ones are. choices: the words allowed.
+        range: the numbers allowed, as an `Interval`. whole: whether only whole ones are.
+        choices: the words allowed, beside None where that is the default; a table as it is, so that a row added to it
+            later is allowed as well.
         refusal: what to say of another value, with {} in its place, where range and choices don't say it all.
         read_by: who reads it, so that it is refused where it would do nothing: "critic", or the option of a Ψ or a
             policy loss (a keyword argument of their functions in `core`); empty where every algorithm does.
@@ -67,7 +69,7 @@ class Setting(str):
     unit: str = ""
     range: str = ""
     whole: bool = False
-    choices: tuple[str | None, ...] = ()
+    choices: Collection[str | None] = ()
     refusal: str = ""
     read_by: str = ""
     resumed: bool = False
@@ -110,7 +112,7 @@ def setting(
     unit: str = "",
     range: str = "",
     whole: bool = False,
-    choices: Iterable[str | None] = (),
+    choices: Collection[str | None] = (),
     refusal: str = "",
     read_by: str = "",
     resumed: bool = False,
@@ -126,7 +128,7 @@ def setting(
         unit,
         range=range,
         whole=whole,
-        choices=tuple(choices),
+        choices=choices,
         refusal=refusal,
         read_by=read_by,
         resumed=resumed,

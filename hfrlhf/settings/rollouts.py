@@ -76,7 +76,7 @@ class RolloutSettings(UpdateSettings):
         f"One of {', '.join(KL_ESTIMATORS)}. Default: "
         + ", ".join(f"{estimator} in the {place}" for place, estimator in KL_PLACES.items())
         + ": the ones with the gradient of the KL.",
-        choices=(None, *KL_ESTIMATORS),
+        choices=KL_ESTIMATORS,
     )
     kl_in: str = setting(
         "reward",
