@@ -40,6 +40,17 @@ class PromptSet:
         return len(self.ids)
 
 
+# One set of prompts, several by name, or none.
+Prepared = PromptSet | dict[str, PromptSet] | None
+
+
+def prompt_sets(prepared: Prepared) -> dict[str, PromptSet]:
+    """The sets of prompts, by what to call them in messages."""
+    if isinstance(prepared, dict):
+        return {f"eval dataset {name}": prompts for name, prompts in prepared.items()}
+    return {} if prepared is None else {"eval dataset": prepared}
+
+
 def prepare_prompts(
     dataset: Any, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None, name: str = "train"
 ) -> PromptSet:

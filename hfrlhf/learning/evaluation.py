@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from ..data.prompts import PromptSet, prepare_prompts, prompt_batch
+from ..data.prompts import Prepared, PromptSet, prepare_prompts, prompt_batch, prompt_sets
 from ..reporting.metrics import evaluation_metrics
 from ..settings.policy_gradient import PolicyGradientConfig
 from .batches import EVALUATION, Share
 from .experience_maker import ExperienceMaker
 from .start_checks import check_prompts
-
-# One set of prompts, several by name, or none.
-Prepared = PromptSet | dict[str, PromptSet] | None
 
 
 def prepare_evaluation(dataset: Any, tokenizer: Any, max_prompt_length: int | None) -> Prepared:
@@ -32,13 +29,6 @@ def prepare_evaluation(dataset: Any, tokenizer: Any, max_prompt_length: int | No
     if not dataset:
         raise ValueError("`eval_dataset` is an empty dict: pass a dataset, a dict of them by name, or None")
     return {name: prepare_prompts(part, tokenizer, max_prompt_length, f"eval {name}") for name, part in dataset.items()}
-
-
-def prompt_sets(prepared: Prepared) -> dict[str, PromptSet]:
-    """The sets of prompts, by what to call them in messages."""
-    if isinstance(prepared, dict):
-        return {f"eval dataset {name}": prompts for name, prompts in prepared.items()}
-    return {} if prepared is None else {"eval dataset": prepared}
 
 
 @dataclass(frozen=True)

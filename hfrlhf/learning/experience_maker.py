@@ -141,7 +141,8 @@ class ExperienceMaker:
         """One response per prompt from the policy, its randomness a function of the address."""
         model = self.model()
         model.eval()
-        with self.accelerator.autocast():
+        # A generator of a script's own may fail on one process: then all hear of it, and none waits for the others.
+        with together(self.accelerator), self.accelerator.autocast():
             return sample(self.generator, model.policy, prompts.to(self.args.device), address, self.sampling)
 
     def describe(self, rollout: Rollout, prompts: PromptSet) -> Completions:

@@ -23,6 +23,7 @@ from ..models.policy.actor_critic import ActorCritic
 from ..models.strategies.data_parallel import DataParallel
 from .clock import Moment, Phase
 
+MOST_WAITING = 256  # steps: a run that never logs must not collect them all
 # Of a chunk: its part of the loss, and sums over its tokens for the metrics.
 LossOf = Callable[[Experience], tuple[Tensor, dict[str, Tensor]]]
 
@@ -32,11 +33,11 @@ class StepSums:
     """Of one optimiser step on this process.
 
     Args:
-        k: the step's place in its rollout's cycle. tokens: response tokens of the step, on all processes.
+        moment: when it was. tokens: response tokens of the step, on all processes.
         loss: this process's part of the step's loss. sums: by metric, over this process's tokens.
     """
 
-    k: int
+    moment: Moment
     tokens: int
     loss: float
     sums: dict[str, Tensor]
@@ -46,7 +47,7 @@ class StepSums:
 class StepReport:
     """What a step shows, over all processes: its loss, and means over its response tokens."""
 
-    k: int
+    moment: Moment
     loss: float
     means: dict[str, float]
 
@@ -58,18 +59,19 @@ class Tally:
     sums: dict[str, Tensor] = field(default_factory=dict)
     waiting: list[StepSums] = field(default_factory=list)
 
-    def clear(self) -> None:
-        """Nothing is left of a run that ended in the middle of a step."""
-        self.sums, self.waiting = {}, []
+    @property
+    def is_full(self) -> bool:
+        """Whether so many steps wait, the same on every process, that it is time to settle them without a log."""
+        return len(self.waiting) >= MOST_WAITING
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
         """The sums of one more forward pass of the step in progress."""
         for name, value in sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def close(self, k: int, tokens: int, loss: float) -> None:
-        """The step in progress is over: its place in the cycle, its tokens on all processes, its loss on this one."""
-        self.waiting.append(StepSums(k, max(1, tokens), loss, self.sums))
+    def close(self, moment: Moment, tokens: int, loss: float) -> None:
+        """The step in progress is over: when it was, its tokens on all processes, its loss on this one."""
+        self.waiting.append(StepSums(moment, max(1, tokens), loss, self.sums))
         self.sums = {}
 
     def settle(self, reduce: Callable[[Tensor], Tensor], processes: int, device: torch.device) -> list[StepReport]:
@@ -88,7 +90,7 @@ class Tally:
             loss, *values = everyone[: len(step.sums) + 1]
             del everyone[: len(step.sums) + 1]
             means = {name: value / step.tokens for name, value in zip(step.sums, values, strict=True)}
-            reports.append(StepReport(step.k, loss / processes, means))
+            reports.append(StepReport(step.moment, loss / processes, means))
         return reports
 
 

@@ -19,7 +19,6 @@ from ..reporting.metrics import Metrics, kl_per_response, sampler_mismatch
 from ..reporting.screen import RunWarning
 from ..runs.guard import check_kl
 from ..settings.policy_gradient import PolicyGradientConfig
-from .clock import Moment
 from .experience_maker import RolloutReport
 from .update import StepReport, Tally
 
@@ -66,9 +65,9 @@ class SamplerGuard:
     """Looks at `policy/sampler_mismatch` of each rollout.
 
     Args:
-        bound: nats per token that rounding may give (`models.precision.MISMATCH_BOUNDS`). most_in_a_row: rollouts above
-            it, after the first of the run, before the run stops. rollouts, in_a_row: seen, and above it since the last
-            that was not.
+        bound: nats per token that rounding may give (`models.anatomy.precision.MISMATCH_BOUNDS`).
+        most_in_a_row: rollouts above it, after the first of the run, before the run stops.
+        rollouts, in_a_row: seen, and above it since the last that was not.
     """
 
     bound: float
@@ -132,11 +131,6 @@ class Watch:
     def __post_init__(self) -> None:
         self.metrics = Metrics()
 
-    def clear(self) -> None:
-        """Nothing is left of a run before this one."""
-        self.metrics.pending.clear()
-        self.tally.clear()
-
     def rollout(self, report: RolloutReport, step: int, folder: Path, is_first: bool) -> None:
         """Look at a rollout before it is used.
 
@@ -159,17 +153,17 @@ class Watch:
         reduce = partial(self.accelerator.reduce, reduction="sum")
         reports = self.tally.settle(reduce, self.accelerator.num_processes, self.accelerator.device)
         for report in reports:
-            over = report.k >= self.args.policy_steps_per_rollout  # the policy's part of the cycle
+            over = report.moment.policy_epochs_over  # what it would show of the policy is of the critic's steps
             hidden = {"deviation"} | ({name for name in report.means if name.startswith("policy/")} if over else set())
             self.metrics.add("loss", report.loss)
             self.metrics.update({name: mean for name, mean in report.means.items() if name not in hidden})
-            if report.k == 0 and report.means and not self.steps_elsewhere():
+            if report.moment.k == 0 and report.means and not self.steps_elsewhere():
                 check_first_ratio(report.means["deviation"], self.half)
         return reports
 
-    def is_too_far(self, step: StepReport, moment: Moment, stopped: bool) -> bool:
+    def is_too_far(self, step: StepReport, stopped: bool) -> bool:
         """Whether a step of the policy has passed 1.5 × `target_kl`: it rests until the next rollout."""
-        target = self.args.target_kl
+        target, moment = self.args.target_kl, step.moment
         if target is None or stopped or moment.policy_epochs_over or not step.means:
             return False
         too_far = step.means["policy/approx_kl"] > 1.5 * target

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..data.prompts import PromptSet, prompt_batch
+from ..data.prompts import PromptSet, prompt_batch, prompt_sets
 from ..experience import Rollout, concatenate
-from ..learning.evaluation import prompt_sets
 from ..rewards.completions import Completions
 from .facts import Sample, SamplingRun
 

@@ -61,8 +61,9 @@ class ModelReward(ModelSource):
                 "that"
             )
         disable_dropout(model.requires_grad_(False).eval())
-        own = getattr(model, "trained_with", None) or saved_tokenizer(name) or offer.policy_tokenizer
-        tokenizer = offer.tokenizer or own
+        # The saved one is looked for last: where another was passed, it may not even be readable here.
+        known = offer.tokenizer or getattr(model, "trained_with", None)
+        tokenizer = known or saved_tokenizer(name) or offer.policy_tokenizer
         return cls(model, Path(name).name or "reward_model", tokenizer, offer.policy_tokenizer, offer.max_tokens)
 
     @property
@@ -73,7 +74,8 @@ class ModelReward(ModelSource):
     def to(self, device: torch.device) -> None:
         """Bring the model there; a quantised one is where it was loaded."""
         if not is_quantized(self.model):
-            nn.Module.to(self.model, device)  # the model's own `to` has the wrong type
+            model: Any = self.model  # whose own `to` has the wrong type, and refuses where its parts are spread
+            model.to(device)
 
     @torch.no_grad()
     def score(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class Sampling:
         max_completion_length: A, tokens a response may have, the stop token included.
         temperature: divides the logits.
         stop_token_id: token that ends a response; None if only the length does.
-        vocabulary: how many tokens there are to draw from (`models.vocabulary`); None for as many as the model has
-            logits for.
+        vocabulary: how many tokens there are to draw from (`models.anatomy.vocabulary`); None for as many as the model
+            has logits for.
     """
 
     max_completion_length: int

@@ -26,6 +26,7 @@ from ..models.anatomy.precision import mismatch_bound
 from ..models.anatomy.sizes import device_of, embeddings_of
 from ..models.libraries import EMPTY_LAYER, Cache, DynamicLayer, DynamicSlidingWindowLayer, is_stateful
 from ..models.policy.response_states import causal_lm
+from ..reporting.screen import RunWarning
 from .contract import LanguageModel
 from .decoding import Decoding, rows_in_loop
 
@@ -117,6 +118,7 @@ def _without_state(model: LanguageModel, tokens: Tensor, expected: Tensor) -> De
     warn(
         f"{kind} is sampled without a state from which its next token could be computed alone: each step computes the "
         "whole sequences again, which is right, and slow",
+        RunWarning,
         stacklevel=2,
     )
     return decoding

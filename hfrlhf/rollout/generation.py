@@ -40,8 +40,8 @@ class TransformersGenerator:
         temperature: divides the logits. 0 takes the most probable token each time, for evaluation; the log-probs are
             then those at temperature 1.
         stop_token_id: token that ends a response; None if only the length does.
-        vocabulary: how many tokens there are to draw from (`models.vocabulary`); None for as many as the model has
-            logits for.
+        vocabulary: how many tokens there are to draw from (`models.anatomy.vocabulary`); None for as many as the model
+            has logits for.
         max_rows: rows decoded at once; by default what a cache of a quarter of the device's memory holds (of 1 GiB on
             the CPU).
 

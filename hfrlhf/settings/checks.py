@@ -46,7 +46,9 @@ def _what_is_wrong(value: Any, declared: Setting) -> str:
         return "a finite number"
     if declared.range and value not in Interval(declared.range):
         return str(Interval(declared.range))
-    return "a whole number" if declared.whole and not isinstance(value, Integral) else ""
+    # Of ours, numbers of things are counted with; those of transformers may be written with a point, as in YAML.
+    is_whole = isinstance(value, Integral) if declared.text else value % 1 == 0
+    return "a whole number" if declared.whole and not is_whole else ""
 
 
 def check_words(args: TrainingArguments) -> None:

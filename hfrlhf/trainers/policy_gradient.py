@@ -348,13 +348,13 @@ class PolicyGradientTrainer(RunTrainer):
     def end_of_step(self, loss: float) -> bool:
         """After the last micro-batch of a step: metrics, `target_kl`, and no gradient for what rests."""
         took_part, moment = bool(self.tally.sums), self.moment
-        self.tally.close(moment.k, int(self.in_use.experience.action_mask[self.step_rows()].sum()), loss)
-        if self.state.global_step == 0 or self.args.target_kl is not None:
+        self.tally.close(moment, int(self.in_use.experience.action_mask[self.step_rows()].sum()), loss)
+        if self.state.global_step == 0 or self.args.target_kl is not None or self.tally.is_full:
             step = self.watch.settle()[-1]
             if self.state.global_step == 0 and took_part:
                 kl = self.watch.metrics.pending["objective/kl"][0]
                 self.agreement.say(first_rollout_report(kl, step.means["policy/ratio"], self.first_note))
-            if self.watch.is_too_far(step, moment, self.in_use.stopped):
+            if self.watch.is_too_far(step, self.in_use.stopped):
                 self.cycle = dataclasses.replace(self.in_use, stopped=True)
         assert self.optimizer is not None
         groups = self.optimizer.param_groups
@@ -382,7 +382,7 @@ class PolicyGradientTrainer(RunTrainer):
         experience, update = self.in_use.experience, time.perf_counter() - self.in_use.started
         tokens = int(experience.action_mask.sum())
         self.watch.metrics.update({"time/update": update, "tokens": tokens, "seconds": update + self.in_use.spent})
-        warmed_up = self.moment.rollout > self.args.critic_warmup_rollouts  # the counter is at the next one already
+        warmed_up = not self.clock.at(self.state.global_step - 1).warming_up
         if "penalty" in self.algorithm.needs and warmed_up:
             self.model.eval()
             with self.whole_model():
@@ -458,9 +458,8 @@ class PolicyGradientTrainer(RunTrainer):
         return start_report(self)
 
     def begin(self) -> None:
-        """No rollout, sums or numbers are left of a run before this one."""
-        self.cycle = None
-        self.watch.clear()
+        """No rollout, sums or numbers are left of a run before this one, and its settings are those of now."""
+        self._set_up_steps(self.unwrapped())
 
     def shared_settings(self) -> dict[str, Any]:
         """Of the settings those that decide on prompts, batches and random draws."""

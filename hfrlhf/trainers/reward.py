@@ -28,7 +28,6 @@ from ..models.anatomy.sizes import embeddings_of
 from ..models.libraries import keep_columns
 from ..models.policy.loading import load_tokenizer
 from ..models.reward.scoring import fold_normalization, reward_shift_of, with_padding_token
-from ..models.reward.training import longest_input, save_reward_model, trainable_reward_model
 from ..models.saved_weights import load_policy_weights
 from ..reporting.cards import reward_card
 from ..reporting.model_card import CardFacts
@@ -44,6 +43,7 @@ from ..settings.reward import RewardConfig
 from ..settings.unknown_names import checks_names
 from .callbacks import LastStepLog
 from .reward_data import PairReader, PairTally, inspected, spread, training_order, without_repeated
+from .reward_model import longest_input, save_reward_model, trainable_reward_model
 from .run_trainer import RunTrainer
 from .trainer_checks import check_settings_class
 

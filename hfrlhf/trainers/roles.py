@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..algorithms import Algorithm
-from ..data.prompts import PromptSet, prepare_prompts
-from ..learning.evaluation import Prepared, prepare_evaluation, prompt_sets
+from ..data.prompts import Prepared, PromptSet, prepare_prompts, prompt_sets
+from ..learning.evaluation import prepare_evaluation
 from ..learning.start_checks import check_prompts
 from ..models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, with_adapter
 from ..models.anatomy.vocabulary import check_vocabulary, tokens_drawn

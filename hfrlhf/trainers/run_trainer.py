@@ -94,7 +94,7 @@ class RunTrainer(Trainer):
         self.lock, self.checkpoints = RunLock(self.agreement), SafeCheckpoints(self.agreement)
         self.resuming = Resuming(self.agreement, self.lock, self.STATE_FILE)
         # Of the model as it will be: the Trainer puts a sharded one in its place when training begins.
-        self.guard = UpdateGuard(self.accelerator, lambda: self.model, args.max_skipped_updates, bool(args.fp16))
+        self.guard = self._guard_of(args)
         self.interruption = Interruption(args, self.accelerator)
         self.add_callback(self.interruption)
 
@@ -184,7 +184,8 @@ class RunTrainer(Trainer):
 
     def checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         """The checkpoint that `train(resume_from_checkpoint=asked)` would go on from."""
-        return self.resuming.checkpoint(asked, self.folder, self.shared_settings())
+        # A new run is asked for nothing: to hash all its data would keep it waiting.
+        return self.resuming.checkpoint(asked, self.folder, self.shared_settings()) if asked else None
 
     def planned_steps(self) -> int:
         """Optimiser steps of the whole run."""
@@ -201,6 +202,9 @@ class RunTrainer(Trainer):
     def unwrapped(self) -> Any:
         """The model itself, without what was put around it to distribute or compile it."""
         return self.accelerator.unwrap_model(self.model)
+
+    def _guard_of(self, args: Any) -> UpdateGuard:
+        return UpdateGuard(self.accelerator, lambda: self.model, args.max_skipped_updates, bool(args.fp16))
 
     # ---- A step -------------------------------------------------------------------------------------------------
 

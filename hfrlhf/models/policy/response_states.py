@@ -123,7 +123,7 @@ def vocabulary_logprobs(
 
     Args:
         lm: causal language model. hidden: [N,d] last hidden states. targets: [N]. temperature: divides the logits.
-        vocabulary: how many tokens there are (`models.vocabulary`); None for as many as the head has outputs.
+        vocabulary: how many tokens there are (`models.anatomy.vocabulary`); None for as many as the head has outputs.
     """
     head = lm.get_output_embeddings()
     transforms = logit_transforms(lm.config)

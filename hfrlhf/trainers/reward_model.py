@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from ...settings.reward import RewardConfig
-from ..adapters import check_peft_config, new_adapter
-from ..anatomy.positions import positions_of
-from ..anatomy.vocabulary import check_vocabulary
-from ..quantization import prepare_quantized, refuse_untrainable
-from .building import ENDS_WITH_EOS
-from .scoring import load_reward_model, save_adapter_settings
+from ..models.adapters import check_peft_config, new_adapter
+from ..models.anatomy.positions import positions_of
+from ..models.anatomy.vocabulary import check_vocabulary
+from ..models.quantization import prepare_quantized, refuse_untrainable
+from ..models.reward.building import ENDS_WITH_EOS
+from ..models.reward.scoring import load_reward_model, save_adapter_settings
+from ..settings.reward import RewardConfig
 
 UNLIMITED = 2**31
 
