@@ -169,6 +169,7 @@ class RunTrainer(Trainer):
             self.agreement.say(self.start_report())
             self.trainings += 1
             self._step_loss, self._skipped = 0.0, 0  # a run before this one may have ended in the middle of a step
+            self.guard = self._guard_of(self.args)
             self.begin()
             with self.interruption, self.files.kept(), lines_above_bar():
                 return self.files.results(super().train(checkpoint, *args, **kwargs))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import hfrlhf
 from hfrlhf.experience import Rollout, chunks_by_length, left_aligned
+from hfrlhf.models.anatomy.sizes import device_of
 from hfrlhf.rewards.sources import KINDS, Completions, RewardSource, reward_from_name, reward_source
 from tests.trainers.helpers import reward, trainer, training_logs
 
@@ -261,6 +262,21 @@ def test_a_language_model_is_no_reward_model(tiny_model_folder, tokenizer, by_na
     given = str(tiny_model_folder) if by_name else AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     with pytest.raises(ValueError, match=r"no trained score head.*RewardTrainer"):
         reward_source(given, tokenizer)
+
+
+def test_where_a_tokenizer_is_passed_the_saved_one_is_not_read(completions, tokenizer, reward_folder):
+    (Path(reward_folder) / "tokenizer.json").write_text("{not json")
+    source = reward_source(reward_folder, tokenizer, tokenizer)
+    assert source(completions).isfinite().all()
+
+
+def test_a_reward_model_moves_by_its_own_way(tokenizer, reward_folder):
+    """accelerate sets one on a model whose parts are spread over devices, and refuses there."""
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder, num_labels=1)
+    asked = []
+    model.to = asked.append
+    reward_source(model, tokenizer).to(torch.device("meta"))
+    assert asked == [torch.device("meta")] and device_of(model).type == "cpu"
 
 
 def test_a_path_is_a_name(completions, tokenizer, reward_folder):

@@ -88,6 +88,16 @@ attempt("raises", ppo("raises", reward_funcs=judge(raising)))
 attempt("hangs", ppo("hangs", reward_funcs=judge(hanging), reward_timeout=1.0))
 attempt("wrong", ppo("wrong", reward_funcs=judge(lambda completions: [1.0])))
 attempt("silent", ppo("silent", reward_funcs=judge(lambda completions: [None] * len(completions))))
+
+class Fails:
+    def generate(self, model, prompts, address):
+        raise RuntimeError("the engine is gone")
+
+def failing_generator(built):
+    if rank_of(built) == 1:
+        built.generator = Fails()
+
+attempt("engine", ppo("engine"), failing_generator)
 Path(folder, f"said-{torch.distributed.get_rank()}.json").write_text(json.dumps(said))
 """
 
@@ -129,9 +139,10 @@ def test_both_stop_and_one_writes_the_batch_of_both(said, name, step, rows):
         ("hangs", "reward function 'judging' has not answered for 4 completions"),
         ("wrong", "reward function 'judging' returned 1 scores for 4 completions"),
         ("silent", "no reward function has an opinion on completion 0"),
+        ("engine", "the engine is gone"),
     ],
 )
-def test_a_reward_that_fails_on_one_process_fails_on_both(said, name, message):
+def test_a_reward_or_generator_that_fails_on_one_process_fails_on_both(said, name, message):
     first, second, _ = said
     assert second[name]["error"].startswith(message)
     assert first[name]["error"].startswith("process 1 failed: ") and message in first[name]["error"]

@@ -22,7 +22,7 @@ from hfrlhf.settings.inherited import (
     check_inherited,
 )
 from tests.trainers import test_reward_trainer
-from tests.trainers.helpers import load, prompts, trainer
+from tests.trainers.helpers import config, load, prompts, trainer
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 POLICY_CONFIGS = [PPOConfig, PolicyGradientConfig, TRPOConfig]
@@ -281,3 +281,12 @@ def test_a_reward_model_is_trained_and_evaluated_with_the_stock_trainers_setting
     built.train()
     assert not torch.equal(before, built.model.get_input_embeddings().weight)
     assert 0 <= built.evaluate()["eval_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("number", [{"max_steps": 100.0}, {"seed": 3.0}, {"save_total_limit": 2.0}])
+def test_whole_numbers_of_transformers_may_be_written_with_a_point(tmp_path, number):
+    """As YAML and JSON write them; of ours, which things are counted with, they may not."""
+    ((name, value),) = number.items()
+    assert getattr(config(tmp_path, **number), name) == value
+    with pytest.raises(ValueError, match=r"`num_mini_batches` must be a whole number, got 2\.0"):
+        config(tmp_path, num_mini_batches=2.0)

@@ -225,3 +225,20 @@ def test_a_folder_with_another_run_is_never_written_over(tiny_model_folder, tmp_
     with pytest.raises(FileExistsError, match="go on with it by `resume_from_checkpoint=True`"):
         trainer(str(tiny_model_folder), tmp_path).train()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_new_run_does_not_read_all_its_data_for_a_resume(tiny_model_folder, tmp_path):
+    """The hash of the prompts is for those who go on from a checkpoint, or may."""
+    whole = trainer(str(tiny_model_folder), tmp_path, save_strategy="no", max_steps=1, num_ppo_epochs=1)
+    whole.train()
+    assert "prompts_read" not in vars(whole)
+
+
+def test_a_second_training_follows_the_settings_of_now(tiny_model_folder, tmp_path):
+    built = trainer(str(tiny_model_folder), tmp_path / "a", save_strategy="no", max_steps=4)
+    built.train()
+    assert built.clock.steps == 4 and built.guard.limit == 10
+    built.args.output_dir = str(tmp_path / "b")
+    built.args.value_epochs, built.args.max_tokens_per_micro_batch, built.args.max_skipped_updates = 1, 64, 3
+    built.train()
+    assert built.clock.steps == 6 and built.update.max_tokens == 64 and built.guard.limit == 3
