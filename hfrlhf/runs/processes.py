@@ -6,11 +6,14 @@ settings or on different data, in silence.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import TrainingArguments
@@ -116,3 +119,21 @@ def fingerprint(data: Data) -> str:
             rows += 1
             digest.update(repr(row).encode("utf-8", "backslashreplace"))
     return f"{rows:,} rows with sha256 {digest.hexdigest()[:12]}"
+
+
+def leave_cleanly(accelerator: Accelerator) -> None:
+    """At the end of this process, take leave of the others: torch does not, and gloo's threads then end some by abort.
+
+    A run on CPUs that has done all its work would now and then end with SIGABRT ("terminate called without an active
+    exception"), and with it the launcher's exit code. NCCL's groups are left to torch: to destroy one may wait for a
+    process that is gone.
+    """
+    if accelerator.num_processes > 1 and dist.is_initialized() and dist.get_backend() == "gloo":
+        atexit.unregister(_leave)  # once, however many trainers there are
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        with suppress(RuntimeError, ValueError):  # the others may have gone, or the script has done it
+            dist.destroy_process_group()

@@ -34,6 +34,7 @@ from ..runs.guard import Batch, UpdateGuard
 from ..runs.input_checks import check_callbacks, check_evaluation, check_metrics
 from ..runs.interruption import Interruption
 from ..runs.lock import RunLock
+from ..runs.processes import leave_cleanly
 from ..runs.resuming import Resuming
 from ..runs.safe_checkpoints import SafeCheckpoints
 from ..runs.state import ExtraState, read_state, write_state
@@ -79,6 +80,7 @@ class RunTrainer(Trainer):
         pair, self.given_optimizer = duties.checked(optimizers, optimizer_cls_and_kwargs, model, moved, args)
         super().__init__(model=model, args=args, optimizers=pair, **stock)
         self.strategy = strategy_of(self.accelerator)
+        leave_cleanly(self.accelerator)
         names = self.evaluation_metric_names()
         check_metrics(args, eval_dataset, names, self.evaluate, self.callback_handler.callbacks)
         # What `optim` names is looked up, so that what is not installed is heard of here and not in train(). A subclass

@@ -131,7 +131,8 @@ def main(kind: str, model: str, folder: str, kills: int) -> dict[str, Any]:
         # Of every second pair the first save is let come to its end, so that the kill falls into a replacement.
         spared = trial % 4 == 0
         there_before = (run / f"checkpoint-{trials.first_step + trial // 2}").is_dir()
-        done, _ = save_in_child(trials, trial, None if spared else wait)
+        done, seconds = save_in_child(trials, trial, None if spared else wait)
+        usual = seconds if spared else usual  # as it is now: a machine gets busy, and idle again
         inside += not done
         for checkpoint in checkpoints_in(run):
             assert damage(checkpoint) is None, (checkpoint, damage(checkpoint))
