@@ -104,8 +104,9 @@ class SamplerGuard:
             f"step {step}: in {which} the log-probs of sampling are {mismatch:.3g} nats per token off those of the "
             f"training forward, above the {self.bound:g} that rounding gives{again}: the tokens are not those of the "
             "policy that is trained. Look for a model whose code treats a cache, padding or positions in another way "
-            "than transformers expects, for noise in training mode, for weights changed outside the trainer; or, with "
-            "weights that overflow in 16 bits, compute in `bf16` or float32"
+            "than transformers expects, for noise in training mode, for weights changed outside the trainer, for the "
+            "`sampler_logprobs` of a generator of your own (at the run's temperature); or, with weights that "
+            "overflow in 16 bits, compute in `bf16` or float32"
         )
 
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 _SAMPLER = "none: truncated sampling would give tokens whose log-probs are not the sampler's"
 _DECODING = "none: responses are sampled by a decoding loop of our own, with the cache that the model makes"
-_ENGINE = "none: responses are sampled in the training process itself, by no engine beside it"
+_ENGINE = (
+    "none: responses are sampled in the training process itself; an engine beside it is an object for `generator=`"
+)
 _ENTROPY = "none: the weight of the entropy bonus stays what `ent_coef` says"
 _FIXED_REFERENCE = "none: the reference stays what it is at the start; `ref_model` gives another one"
 _LOSSES = "none: it belongs to a loss that is not here; `algorithm` names those that are"

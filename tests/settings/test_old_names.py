@@ -27,8 +27,8 @@ def test_all_unknown_names_are_said_at_once(tmp_path, settings):
         "  'beta'; its name here is: " + POLICY_SETTINGS["beta"],
         "  'num_iterations'; its name here is: num_ppo_epochs",
         "  'learnin_rate'; did you mean learning_rate?",
-        "  'use_vllm', 'vllm_mode'; there is none here: responses are sampled in the training process itself, by no "
-        "engine beside it",
+        "  'use_vllm', 'vllm_mode'; there is none here: responses are sampled in the training process itself; an "
+        "engine beside it is an object for `generator=`",
     ]
 
 
