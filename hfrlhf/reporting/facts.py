@@ -93,9 +93,8 @@ class Planned(Protocol):
     def args(self) -> PolicyGradientConfig:
         """The settings."""
 
-    @property
-    def rollouts_per_epoch(self) -> int:
-        """Rollouts that one pass over the prompts takes."""
+    def planned_steps(self) -> int:
+        """Optimiser steps of the whole run."""
 
 
 class PolicyRun(Planned, Protocol):

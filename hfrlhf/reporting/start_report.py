@@ -29,14 +29,14 @@ def start_report(trainer: PolicyRun) -> str:
         f"{args.algorithm} on {_prompts(trainer)}",
         *(f"  {role:<10} {text}" for role, text in roles(trainer, actor_critic).items()),
         f"  plan       {rollouts * each:,} episodes = {counted(rollouts, 'rollout')} × {each} "
-        f"({args.num_generations} per prompt); {counted(planned_steps(trainer), 'optimiser step')} = rollouts × "
+        f"({args.num_generations} per prompt); {counted(trainer.planned_steps(), 'optimiser step')} = rollouts × "
         f"{_epochs(args)} × {_mini_batches(args)} of {args.mini_batch_size}",
         f"  tokens     at most {each * longest:,} per rollout, {args.max_tokens_per_micro_batch:,} "
         f"per forward; {args.world_size} process{'es' if args.world_size > 1 else ''} on {args.device}",
         f"  memory     about {estimated_bytes(trainer) / MIB:,.0f} MiB per process for parameters, gradients and "
         "optimiser; activations come on top",
     ]
-    return printable("\n".join([*lines, *_short_run(args, planned_steps(trainer))]))
+    return printable("\n".join([*lines, *_short_run(args, trainer.planned_steps())]))
 
 
 def _short_run(args: PolicyGradientConfig, steps: int) -> list[str]:
@@ -80,16 +80,9 @@ def first_rollout_report(kl: float, ratio: float, note: str = "") -> str:
     return printable("\n".join(filter(None, (numbers, note))))
 
 
-def planned_steps(trainer: Planned) -> int:
-    """Optimiser steps of the whole run."""
-    if trainer.args.max_steps > 0:
-        return int(trainer.args.max_steps)
-    return math.ceil(trainer.args.num_train_epochs * trainer.rollouts_per_epoch * trainer.args.steps_per_rollout)
-
-
 def planned_rollouts(trainer: Planned) -> int:
     """Rollouts of the whole run; the last may be used in part."""
-    return math.ceil(planned_steps(trainer) / trainer.args.steps_per_rollout)
+    return math.ceil(trainer.planned_steps() / trainer.args.steps_per_rollout)
 
 
 def warn_of_warm_up(trainer: Planned) -> None:
